@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CRITICAL = [
     "src/hybridkit/adapters/_telegram/_chat_turns.py",
     "src/hybridkit/adapters/_telegram/_fsm.py",
-    "src/hybridkit/adapters/_web_sessions.py",
+    "src/hybridkit/adapters/_http/_web_sessions.py",
     "src/hybridkit/_tasks.py",
     "src/hybridkit/clients/_transaction*.py",
     "src/hybridkit/clients/_transports/_heads.py",

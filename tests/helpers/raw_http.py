@@ -12,9 +12,10 @@ import pytest
 import pytest_asyncio
 from fastapi import FastAPI, Request
 
-from hybridkit.adapters import _connection, _server
-from hybridkit.adapters._connection import H11Connection
-from hybridkit.adapters._httptools_connection import HttpToolsConnection
+from hybridkit.adapters import _server
+from hybridkit.adapters._http import _connection
+from hybridkit.adapters._http._connection import H11Connection
+from hybridkit.adapters._http._httptools_connection import HttpToolsConnection
 from hybridkit.adapters._running import StopSignals
 from hybridkit.adapters._server import Server
 from hybridkit.adapters.fastapi import create_app

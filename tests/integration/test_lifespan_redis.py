@@ -7,8 +7,7 @@ import pytest
 from hybridkit.coordination import Redis, connect_redis, probe_redis
 from hybridkit.dev import Server
 from hybridkit.errors import UnavailableError
-from hybridkit.health import Health
-from hybridkit.lifespan import ServiceResources
+from hybridkit.lifespan import Health, ServiceResources
 
 
 async def open_redis(resources: ServiceResources, url: str) -> Redis:

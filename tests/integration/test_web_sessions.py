@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from starlette.responses import RedirectResponse, StreamingResponse
 from structlog.testing import capture_logs
 
-from hybridkit.adapters._asgi import RESPONSE_COOKIES
+from hybridkit.adapters._http._asgi import RESPONSE_COOKIES
 from hybridkit.adapters.fastapi import SessionCookies, WebSession, create_app
 from hybridkit.context import current
 from hybridkit.coordination import SessionInfo

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hybridkit.errors import DeclarationError, UnavailableError
-from hybridkit.health import Health, Probe
+from hybridkit.lifespan import Health, Probe
 
 
 class Clock:

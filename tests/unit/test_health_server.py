@@ -7,9 +7,9 @@ from typing import Any
 import orjson
 import pytest
 
-from hybridkit import health as health_module
 from hybridkit.errors import UnavailableError
-from hybridkit.health import Health, HealthServer
+from hybridkit.lifespan import Health, HealthServer
+from hybridkit.lifespan import _health as health_module
 from hybridkit.observability import render_metrics
 
 

@@ -181,7 +181,7 @@ async def test_what_can_not_even_be_cancelled_is_left_behind(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process can end without it."""
-    monkeypatch.setattr("hybridkit.lifespan.CANCEL_GRACE_SECONDS", 0.05)
+    monkeypatch.setattr("hybridkit.lifespan._resources.CANCEL_GRACE_SECONDS", 0.05)
     end = asyncio.Event()
     async with ServiceResources(shutdown_seconds=0.5) as resources:
         await prepare(resources, journal)

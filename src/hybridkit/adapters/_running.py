@@ -33,9 +33,8 @@ from hybridkit.errors import (
     NotConnectedError,
     UnavailableError,
 )
-from hybridkit.health import Health, HealthServer
 from hybridkit.idempotency import IdempotencyGuard, RedisDown
-from hybridkit.lifespan import Dependency, ServiceResources, StopAction
+from hybridkit.lifespan import Dependency, Health, HealthServer, ServiceResources, StopAction
 from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
 from hybridkit.observability import configure_logging, configure_tracing, get_logger, render_metrics
 from hybridkit.settings import DataClientSettings, RabbitSettings, RedisSettings, ServiceSettings

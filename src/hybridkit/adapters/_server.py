@@ -17,14 +17,14 @@ from hybridkit.errors import MissingExtraError
 try:
     import uvicorn
 
-    from hybridkit.adapters._connection import Connection, H11Connection
+    from hybridkit.adapters._http._connection import Connection, H11Connection
 except ImportError:
     raise MissingExtraError("hybridkit.adapters.fastapi", extra="fastapi") from None
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from hybridkit.adapters._asgi import EventStreams
+    from hybridkit.adapters._http._asgi import EventStreams
     from hybridkit.adapters._running import StopSignals
     from hybridkit.lifespan import ServiceResources
     from hybridkit.settings import ServiceSettings
@@ -109,7 +109,7 @@ class Server(uvicorn.Server):
 def _connection_class() -> type[asyncio.Protocol]:
     """Return the class with the parser in C when the extra `fast` is installed, otherwise the one in Python."""
     try:
-        from hybridkit.adapters._httptools_connection import HttpToolsConnection  # noqa: PLC0415 - an extra of its own
+        from hybridkit.adapters._http._httptools_connection import HttpToolsConnection  # noqa: PLC0415 - an extra of its own
     except ImportError:
         return H11Connection
     return HttpToolsConnection

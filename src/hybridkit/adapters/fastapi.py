@@ -27,14 +27,20 @@ from pydantic_core.core_schema import ErrorType
 from hybridkit._asgi_types import Receive, Scope, Send
 from hybridkit._header_fields import Fields
 from hybridkit._syntax import json_pointer
-from hybridkit.adapters._asgi import EventStreams, ProblemMiddleware, RequestContextMiddleware
-from hybridkit.adapters._head_requests import HeadMiddleware
-from hybridkit.adapters._keyed import IdempotencyMiddleware
-from hybridkit.adapters._limits import BodyLimits
-from hybridkit.adapters._problems import http_problem, json_form, problem_body, problem_headers, unwrapped
+from hybridkit.adapters._http._asgi import EventStreams, ProblemMiddleware, RequestContextMiddleware
+from hybridkit.adapters._http._head_requests import HeadMiddleware
+from hybridkit.adapters._http._keyed import IdempotencyMiddleware
+from hybridkit.adapters._http._limits import BodyLimits
+from hybridkit.adapters._http._problems import (
+    http_problem,
+    json_form,
+    problem_body,
+    problem_headers,
+    unwrapped,
+)
+from hybridkit.adapters._http._texts import TextMiddleware
 from hybridkit.adapters._running import StopSignals, open_resources, run_process
 from hybridkit.adapters._server import Server
-from hybridkit.adapters._texts import TextMiddleware
 from hybridkit.codec import encode_json
 from hybridkit.context import current
 from hybridkit.contract import Problem, whole_characters
@@ -63,15 +69,15 @@ try:
     from starlette.routing import Route
     from starlette.types import ASGIApp
 
-    from hybridkit.adapters._keyed_routes import claims_after_dependencies, is_routed, reads_body
-    from hybridkit.adapters._rate_limits import document_limits, rate_limited
-    from hybridkit.adapters._required_key import (
+    from hybridkit.adapters._http._keyed_routes import claims_after_dependencies, is_routed, reads_body
+    from hybridkit.adapters._http._rate_limits import document_limits, rate_limited
+    from hybridkit.adapters._http._required_key import (
         IdempotencyKey,
         describe_required_keys,
         is_missing_key,
         require_idempotency_key,
     )
-    from hybridkit.adapters._web_sessions import SessionCookies, WebSession
+    from hybridkit.adapters._http._web_sessions import SessionCookies, WebSession
 except ImportError:
     raise MissingExtraError(__name__, extra="fastapi") from None
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from hybridkit._asgi_types import Scope
 from hybridkit._header_fields import Fields
-from hybridkit.adapters._asgi import RESPONSE_COOKIES, ResponseCookies
+from hybridkit.adapters._http._asgi import RESPONSE_COOKIES, ResponseCookies
 from hybridkit.context import bind, current
 from hybridkit.coordination import Redis, Session, Sessions
 from hybridkit.errors import CrossSiteError, DeclarationError, MisuseError, UnauthenticatedError

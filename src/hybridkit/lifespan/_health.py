@@ -25,8 +25,6 @@ from hybridkit.codec import encode_json
 from hybridkit.errors import DeclarationError, HybridkitError
 from hybridkit.observability import get_logger
 
-__all__ = ["DependencyState", "Health", "HealthServer", "Probe", "Readiness", "RenderMetrics"]
-
 _log = get_logger("hybridkit.health")
 
 type Probe = Callable[[], Awaitable[object]]

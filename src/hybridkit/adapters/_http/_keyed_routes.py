@@ -21,8 +21,8 @@ from pydantic import BaseModel
 from starlette.routing import Host, Match, Mount
 
 from hybridkit._asgi_types import Scope
-from hybridkit.adapters._identity import Declared
-from hybridkit.adapters._keyed import KEYED, KeyedRequest
+from hybridkit.adapters._http._identity import Declared
+from hybridkit.adapters._http._keyed import KEYED, KeyedRequest
 from hybridkit.context import bind
 
 _keyed_request: ContextVar[KeyedRequest | None] = ContextVar("hybridkit_keyed_request", default=None)

@@ -11,8 +11,8 @@ from weakref import WeakSet
 
 from fastapi import Depends, Request
 
-from hybridkit.adapters._asgi import RESPONSE_HEADERS
-from hybridkit.adapters._identity import principal
+from hybridkit.adapters._http._asgi import RESPONSE_HEADERS
+from hybridkit.adapters._http._identity import principal
 from hybridkit.contract import PROBLEM_MEDIA_TYPE
 from hybridkit.coordination import LimitDecision, Rate, RateLimiter, Redis
 from hybridkit.errors import DeclarationError, RateLimitedError

@@ -10,8 +10,8 @@ from typing import Final, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from hybridkit.adapters._connection import Connection, ExpectedPart
-from hybridkit.adapters._limits import MAX_HEAD_BYTES, MAX_HEAD_FIELDS
+from hybridkit.adapters._http._connection import Connection, ExpectedPart
+from hybridkit.adapters._http._limits import MAX_HEAD_BYTES, MAX_HEAD_FIELDS
 
 HEAD_PIECE_BYTES: Final = 4 * 1024
 BODY_PIECE_BYTES: Final = 16 * 1024

@@ -18,8 +18,8 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hybridkit._asgi_types import ASGIApp, Receive, Scope, Send
-from hybridkit.adapters._asgi import ABORT_EXTENSION
-from hybridkit.adapters._problems import http_problem, problem_headers
+from hybridkit.adapters._http._asgi import ABORT_EXTENSION
+from hybridkit.adapters._http._problems import http_problem, problem_headers
 from hybridkit.observability import get_logger, metrics
 
 if TYPE_CHECKING:

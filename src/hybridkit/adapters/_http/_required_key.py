@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final
 
 from fastapi import Depends, Header, Request
 
-from hybridkit.adapters._keyed import KEYED
+from hybridkit.adapters._http._keyed import KEYED
 from hybridkit.contract import PROBLEM_MEDIA_TYPE, Problem, parse_key
 from hybridkit.contract._headers import MAX_KEY_LENGTH
 from hybridkit.errors import DeclarationError

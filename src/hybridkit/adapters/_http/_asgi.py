@@ -23,8 +23,8 @@ from prometheus_client import Histogram
 
 from hybridkit._asgi_types import ASGIApp, Message, Receive, Scope, Send
 from hybridkit._header_fields import Fields
-from hybridkit.adapters._limits import AmbiguousHeadError, BodyLimits, LimitedReceive, check_head
-from hybridkit.adapters._problems import is_upstream_error, problem_body, problem_headers, problem_of
+from hybridkit.adapters._http._limits import AmbiguousHeadError, BodyLimits, LimitedReceive, check_head
+from hybridkit.adapters._http._problems import is_upstream_error, problem_body, problem_headers, problem_of
 from hybridkit.context import (
     REQUEST_ID_HEADER,
     REQUEST_TIMEOUT_HEADER,

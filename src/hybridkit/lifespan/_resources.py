@@ -29,10 +29,8 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_before_delay, 
 
 from hybridkit._tasks import is_set_within
 from hybridkit.errors import DeclarationError, OutcomeUnknownError, TemporaryError, UnavailableError
-from hybridkit.health import Health
+from hybridkit.lifespan._health import Health
 from hybridkit.observability import get_logger
-
-__all__ = ["Dependency", "ServiceResources", "StopAction"]
 
 _log = get_logger("hybridkit.lifespan")
 
