@@ -122,7 +122,7 @@ def identity(made: ReadableSpan) -> tuple[int, int]:
 
 
 def sample(name: str, **labels: str) -> float:
-    return _metrics._registry.get_sample_value(f"hybridkit_{name}", labels) or 0.0
+    return _metrics.registry.get_sample_value(f"hybridkit_{name}", labels) or 0.0
 
 
 async def read(url: str, name: str) -> Any:

@@ -7,18 +7,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from prometheus_client import REGISTRY, CollectorRegistry, Counter
+from prometheus_client import REGISTRY, Counter
 from prometheus_client.parser import text_string_to_metric_families
 
-from hybridkit.observability import Metrics, metrics, render_metrics
+from hybridkit.observability import metrics, render_metrics
+from hybridkit.observability._metrics import registry
 
 UNITS = ("_seconds", "_requests", "_messages", "_events", "_paused", "_state")  # the last is a state: 0 or 1
 
 
 def test_names_carry_a_prefix_and_a_unit() -> None:
     """Each has a sentence as its help too."""
-    registry = CollectorRegistry()
-    Metrics(registry)
     families = list(registry.collect())
     assert len(families) == len({family.name for family in families}) > 15
     for family in families:
@@ -27,6 +26,14 @@ def test_names_carry_a_prefix_and_a_unit() -> None:
             UNITS
         )  # a counter gets _total, its unit is the thing
         assert family.documentation.endswith(".")
+
+
+def test_every_metric_is_an_attribute_of_metrics() -> None:
+    """A class of an area that is left out of `Metrics` would be on the page and in no list."""
+    attributes = [getattr(metrics, name) for name in dir(metrics) if not name.startswith("_")]
+    assert sorted(metric.describe()[0].name for metric in attributes) == sorted(
+        family.name for family in registry.collect()
+    )
 
 
 def test_a_page_holds_ours_the_process_and_the_application() -> None:

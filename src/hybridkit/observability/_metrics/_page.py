@@ -1,0 +1,35 @@
+"""The page `/metrics`."""
+
+import os
+from collections.abc import Iterable
+from itertools import chain
+
+from prometheus_client import REGISTRY, CollectorRegistry, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from hybridkit.observability._metrics._declare import registry
+
+
+class _Together:
+    """The default registry and ours, as one collector."""
+
+    def collect(self) -> Iterable[Metric]:
+        return chain(REGISTRY.collect(), registry.collect())
+
+
+def render_metrics(accept: str = "") -> tuple[bytes, str]:
+    """Return the body of `/metrics` and its content type.
+
+    With `PROMETHEUS_MULTIPROC_DIR` in the environment (several Gunicorn workers, see
+    https://prometheus.github.io/client_python/multiprocess/) it shows the sum over all of them.
+
+    Args:
+        accept: the request's `Accept` header; OpenMetrics where it asks for it, the classic text form otherwise.
+    """
+    encode, content_type = choose_encoder(accept)
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return encode(_Together()), content_type
+    shared = CollectorRegistry()
+    MultiProcessCollector(shared)  # type: ignore[no-untyped-call] # has no annotations
+    return encode(shared), content_type

@@ -1,0 +1,33 @@
+"""Telegram."""
+
+from hybridkit.observability._metrics._declare import WORK_SECONDS, counter, histogram
+
+
+class TelegramMetrics:
+    """Updates of a bot."""
+
+    bot_update_duration = histogram(
+        "hybridkit_bot_update_duration_seconds",
+        "Time in the handlers of a Telegram update.",
+        ("update_type", "outcome"),
+        buckets=WORK_SECONDS,
+    )
+    bot_update_retries = counter(
+        "hybridkit_bot_update_retries_total",
+        "Handlers of Telegram updates that will run again, because what they met was temporary.",
+        ("update_type",),
+    )
+    bot_updates_skipped = counter(
+        "hybridkit_bot_updates_skipped_total",
+        "Telegram updates that could not be read; usually the library is older than the Bot API.",
+        ("update_type",),
+    )
+    bot_chat_wait = histogram(
+        "hybridkit_bot_chat_wait_seconds",
+        "Time for which a Telegram update has waited for another replica to finish its chat's previous one.",
+        buckets=WORK_SECONDS,
+    )
+    bot_chat_takeovers = counter(
+        "hybridkit_bot_chat_takeovers_total",
+        "Chats that were taken over from a replica which had died or frozen.",
+    )
