@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from examples.contracts.users import USERS
+from examples.contracts.users import USERS, UserCreated
 from examples.db_postgres_service.tables import UserTable
 from hybridkit.adapters.fastapi import run_api
 from hybridkit.dataservice import Grant, create_data_service
@@ -22,7 +22,7 @@ app = create_data_service(
     {USERS: UserTable},
     migrations=Path(__file__).with_name("migrations"),
     grants={
-        "api_service": Grant(write=[USERS], emit=True),
+        "api_service": Grant(write=[USERS], emit=[UserCreated]),
         "bot_service": Grant(read=[USERS]),
         "demo": Grant(read="*"),
     },

@@ -11,13 +11,13 @@ import pytest
 from pydantic import BaseModel, SecretStr
 
 from hybridkit.clients import DataTransaction, PostgresDataClient
-from hybridkit.dataservice import Grant
+from hybridkit.dataservice import DocumentCollection, Grant, create_data_service
 from hybridkit.dataservice._http._callers import Callers
 from hybridkit.errors import AccessDeniedError, DeclarationError, UnauthenticatedError, UnavailableError
-from hybridkit.events import Event
+from hybridkit.events import Command, Event
 from hybridkit.resources import Call, Record, Resource
 from hybridkit.security import ServiceTokenIssuer
-from hybridkit.settings import DataServiceSettings
+from hybridkit.settings import DataServiceSettings, MongoSettings
 from hybridkit.testing import FakeDataService
 
 KEYS = {name: f"the secret of {name}, long enough" for name in ("api_service", "bot_service", "stranger")}
@@ -35,8 +35,18 @@ class NoteWritten(Event, type="tests.note_written"):
     text: str
 
 
+class NoteLost(Event, type="tests.note_lost"):
+    text: str
+
+
+class PrintNote(Command, type="tests.print_note", queue="print_tasks"):
+    text: str
+
+
 NOTES = Resource("notes", record=Note, create=NewNote, update=NewNote, soft_delete=True)
 OTHERS = Resource("others", record=Note, create=NewNote, update=NewNote)
+LOOK = Call("look", resource=NOTES, request=NewNote, response=NewNote, safe=True)
+CHANGE = Call("change", resource=NOTES, request=NewNote, response=NewNote)
 GRANTS = {
     "api_service": Grant(write=[NOTES], emit=True),
     "bot_service": Grant(read=[NOTES]),
@@ -73,9 +83,10 @@ async def both(transaction: DataTransaction) -> None:
         tx.create(OTHERS, NewNote(text="a"))
 
 
-async def one_event(transaction: DataTransaction) -> None:
+async def emit_all(transaction: DataTransaction, *messages: Event | Command) -> None:
     async with transaction as tx:
-        tx.emit(NoteWritten(text="a"))
+        for message in messages:
+            tx.emit(message)
 
 
 @pytest.fixture
@@ -141,8 +152,8 @@ async def test_a_transaction_needs_every_one_of_its_grants(fake: FakeDataService
         half_granted, emitting = api.transaction(), bot.transaction()
         with pytest.raises(AccessDeniedError, match="api_service may not create others here"):
             await both(half_granted)
-        with pytest.raises(AccessDeniedError, match="bot_service may not emit events here"):
-            await one_event(emitting)
+        with pytest.raises(AccessDeniedError, match=r"bot_service may not emit tests\.note_written here"):
+            await emit_all(emitting, NoteWritten(text="a"))
         assert [found async for found in api.find(NOTES)] == []
         assert not fake.emitted
 
@@ -240,36 +251,110 @@ async def test_without_keys_a_name_is_believed_and_grants_hold_all_the_same() ->
 
 
 def test_a_grant_for_everything() -> None:
-    """Writing includes reading; emitting is never included."""
+    """Writing includes reading and all calls; emitting is never included."""
     reader, writer = Grant(read="*"), Grant(write="*")
     assert reader.allows(NOTES, "read")
     assert not reader.allows(NOTES, "delete")
+    assert reader.allows_call(LOOK)
+    assert not reader.allows_call(CHANGE)
     assert writer.allows(OTHERS, "read")
     assert writer.allows(OTHERS, "update")
-    assert not writer.allows(None, "emit")
+    assert writer.allows_call(CHANGE)
+    assert not writer.allows_emission("tests.note_written", None)
+    assert Grant(emit=True).allows_emission("anything.else", "any_queue")
+
+
+WAYS: Mapping[str, Callable[[PostgresDataClient, Note], Any]] = {
+    "create": lambda caller, _: caller.create(NOTES, NewNote(text="b")),
+    "create_many": lambda caller, _: caller.create_many(NOTES, [NewNote(text="b")]),
+    "update": lambda caller, note: caller.update(NOTES, note, NewNote(text="b")),
+    "upsert": lambda caller, note: caller.upsert(NOTES, note.id, NewNote(text="b")),
+    "delete": lambda caller, note: caller.delete(NOTES, note),
+    "get": lambda caller, note: caller.get(NOTES, note.id),
+    "look": lambda caller, _: caller.call(LOOK, NewNote(text="a")),
+    "change": lambda caller, _: caller.call(CHANGE, NewNote(text="a")),
+}
+
+
+@pytest.mark.parametrize(
+    ("grant", "allowed"),
+    [
+        (Grant(read=[NOTES]), {"get", "look"}),
+        (Grant(create=[NOTES]), {"create", "create_many"}),
+        (Grant(update=[NOTES]), {"update"}),
+        (Grant(create=[NOTES], update="*"), {"create", "create_many", "update", "upsert"}),
+        (Grant(delete=[NOTES]), {"delete"}),
+        (Grant(call=[CHANGE]), {"change"}),
+        (Grant(call=[LOOK]), {"look"}),
+        (Grant(write=[NOTES]), set(WAYS)),
+        (Grant(write=[OTHERS], call=[LOOK]), {"look"}),
+    ],
+    ids=["read", "create", "update", "upsert", "delete", "call", "safe_call", "write", "others"],
+)
+async def test_a_grant_opens_what_it_names_and_nothing_else(grant: Grant, allowed: set[str]) -> None:
+    """Each way to use a resource has a permission of its own; a refused one changes nothing."""
+
+    async def echo(body: NewNote, work: Any) -> NewNote:
+        return body
+
+    grants = {"api_service": Grant(write=[NOTES]), "bot_service": grant}
+    fake = serving(Callers.of(settings("api_service", "bot_service"), grants), {LOOK: echo, CHANGE: echo})
+    async with client(fake, "api_service") as owner, client(fake, "bot_service") as caller:
+        for name, way in WAYS.items():
+            note = await owner.create(NOTES, NewNote(text="a"))
+            before = [(each.id, each.version) async for each in owner.find(NOTES)]
+            if name in allowed:
+                await way(caller, note)
+                continue
+            with pytest.raises(AccessDeniedError, match="bot_service may not"):
+                await way(caller, note)
+            assert [(each.id, each.version) async for each in owner.find(NOTES)] == before
+
+
+async def test_only_the_named_events_are_emitted_and_commands_into_their_own_queue() -> None:
+    """An event's permission does not send it as a command, nor a command's into another queue."""
+    grants = {"api_service": Grant(emit=[NoteWritten, PrintNote])}
+    fake = serving(Callers.of(settings("api_service"), grants))
+
+    class Elsewhere(Command, type="tests.print_note", version=2, queue="other_tasks"):
+        text: str
+
+    class NoteWrittenAsCommand(Command, type="tests.note_written", version=2, queue="print_tasks"):
+        text: str
+
+    async with client(fake, "api_service") as api:
+        async with api.transaction() as tx:
+            tx.emit(NoteWritten(text="a"))
+            tx.emit(PrintNote(text="a"))
+        emitted = len(fake.emitted)
+        for message, words in (
+            (NoteLost(text="a"), "emit tests.note_lost here"),
+            (Elsewhere(text="a"), "emit tests.print_note into other_tasks here"),
+            (NoteWrittenAsCommand(text="a"), "emit tests.note_written into print_tasks here"),
+        ):
+            refused = api.transaction()
+            with pytest.raises(AccessDeniedError, match=words):
+                await emit_all(refused, NoteWritten(text="b"), message)
+        assert len(fake.emitted) == emitted
+
+
+@pytest.mark.parametrize(
+    ("grant", "words"),
+    [
+        (Grant(delete=[OTHERS]), "api_service may delete Resource.'others'"),
+        (Grant(write=[OTHERS]), "api_service may write Resource.'others'"),
+        (Grant(call=[CHANGE]), "api_service may call /v1/notes:change"),
+        (Grant(emit=[Event]), "which is no declared event or command"),
+    ],
+    ids=["delete", "write", "call", "emit"],
+)
+def test_a_grant_of_what_is_not_there_is_refused_where_it_is_declared(grant: Grant, words: str) -> None:
+    """A caller that is refused because of a slip in a grant would have nothing to look for."""
+    with pytest.raises(DeclarationError, match=words):
+        create_data_service(MongoSettings, {NOTES: DocumentCollection()}, grants={"api_service": grant})
 
 
 def test_a_caller_with_a_grant_and_no_key_could_never_call() -> None:
     """It is refused at the start, where somebody sees it."""
     with pytest.raises(DeclarationError, match="no key for bot_service, which has a grant"):
         Callers.of(settings("api_service"), GRANTS)
-
-
-async def test_a_safe_call_needs_to_read_and_another_one_to_write() -> None:
-    """A caller that may only read gets the safe call and not the other one."""
-
-    class Asked(BaseModel):
-        text: str
-
-    look = Call("look", resource=NOTES, request=Asked, response=Asked, safe=True)
-    change = Call("change", resource=NOTES, request=Asked, response=Asked)
-
-    async def answer(body: Asked, work: Any) -> Asked:
-        return body
-
-    fake = serving(Callers.of(settings("api_service", "bot_service"), GRANTS), {look: answer, change: answer})
-    async with client(fake, "bot_service") as bot, client(fake, "api_service") as api:
-        assert (await bot.call(look, Asked(text="a"))).text == "a"
-        assert (await api.call(change, Asked(text="a"))).text == "a"
-        with pytest.raises(AccessDeniedError):
-            await bot.call(change, Asked(text="a"))

@@ -10,15 +10,15 @@ from fastapi import FastAPI
 from hybridkit.adapters.fastapi import create_app
 from hybridkit.dataservice._housekeeping import Housekeeping
 from hybridkit.dataservice._http._bodies import RequestBodies
-from hybridkit.dataservice._http._callers import Callers, Grant
-from hybridkit.dataservice._http._own_calls import AnyCall, CallHandler
+from hybridkit.dataservice._http._callers import Callers, Grant, check_grants
+from hybridkit.dataservice._http._own_calls import CallHandler
 from hybridkit.dataservice._http._routes import add_routes
 from hybridkit.dataservice._outbox._relay import EventSink, Relay
 from hybridkit.dataservice._store._protocol import Store
 from hybridkit.errors import DeclarationError, MissingExtraError
 from hybridkit.lifespan import ServiceResources
 from hybridkit.messaging import RobustPublisher
-from hybridkit.resources._resource import AnyResource
+from hybridkit.resources._resource import AnyCall, AnyResource
 from hybridkit.settings import MongoSettings, PostgresSettings, ServiceSettings
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ def create_data_service(
         version: the version in the OpenAPI document.
 
     Raises:
-        DeclarationError: a resource does not fit its table, a call does not fit its handler, or a name is taken twice.
+        DeclarationError: a resource does not fit its table, a call does not fit its handler, a name is taken twice, or
+            a grant names what the service doesn't have.
     """
     if "database_url" not in settings_class.model_fields:
         raise DeclarationError(
@@ -68,6 +69,7 @@ def create_data_service(
     else:
         open_store = _store_on_postgres(cast("Mapping[AnyResource, type[RecordColumns]]", tables), migrations)
     bodies = _bodies_by_name(tables)
+    check_grants(grants or {}, tables, calls or {})
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:

@@ -261,6 +261,9 @@ class Call[RequestT: BaseModel, ResponseT: BaseModel]:
         return f"{self.resource.path}:{self.name}"
 
 
+type AnyCall = Call[Any, Any]
+"""A call of any request and response."""
+
 RESERVED_CALLS: Final = frozenset(
     {
         "query",

@@ -20,13 +20,13 @@ from hybridkit.clients._transports._base import StreamedResponse, read_body
 from hybridkit.contract import Emission, Problem
 from hybridkit.dataservice._http._bodies import RequestBodies
 from hybridkit.dataservice._http._callers import Callers
-from hybridkit.dataservice._http._own_calls import AnyCall, CallHandler
+from hybridkit.dataservice._http._own_calls import CallHandler
 from hybridkit.dataservice._http._routes import add_routes
 from hybridkit.dataservice._memory._store import MemoryStore
 from hybridkit.dataservice._memory._table import Unique
 from hybridkit.errors import HeadTooLargeError, OutcomeUnknownError, RejectedError
 from hybridkit.lifespan import ServiceResources
-from hybridkit.resources._resource import AnyResource
+from hybridkit.resources._resource import AnyCall, AnyResource
 from hybridkit.settings import ServiceSettings
 from hybridkit.testing._asgi_calls import call
 from hybridkit.testing._data_faults import DataFaults, Reply, reply_of

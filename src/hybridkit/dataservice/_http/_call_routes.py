@@ -3,12 +3,13 @@
 from typing import Any
 
 from hybridkit.dataservice._http._bodies import closed, validate
-from hybridkit.dataservice._http._own_calls import AnyCall, CallContext, CallHandler, run_call
+from hybridkit.dataservice._http._own_calls import CallContext, CallHandler, run_call
 from hybridkit.dataservice._http._perform import perform
 from hybridkit.dataservice._http._requests import ContractRequest, read_object
 from hybridkit.dataservice._http._responses import BytesResponse, json_response, replay_headers
 from hybridkit.dataservice._http._router import ContractRouter, Endpoint
 from hybridkit.dataservice._store._operations import CallAnswer
+from hybridkit.resources._resource import AnyCall
 
 
 class CallRoute:
@@ -28,12 +29,11 @@ class CallRoute:
         return f"CallRoute({self.call.path})"
 
     def add_to(self, router: ContractRouter) -> None:
-        """Add the route: a safe call is open to those who may read the resource, others to those who may update it."""
-        resource = self.call.resource
+        """Add the route, for callers that may make the call."""
         if self.call.safe:
-            endpoint = Endpoint(self.ask, resource, ("read",))
+            endpoint = Endpoint(self.ask, call=self.call)
         else:
-            endpoint = Endpoint(self.change, resource, ("update",), prefers=True)
+            endpoint = Endpoint(self.change, call=self.call, prefers=True)
         router.add(self.call.path, "POST", endpoint)
 
     async def ask(self, request: ContractRequest) -> BytesResponse:

@@ -2,8 +2,9 @@
 
 ```python
 create_data_service(PostgresSettings, {USERS: UserTable, ORDERS: OrderTable}, grants={
-    "api_service": Grant(write=[USERS, ORDERS], emit=True),
+    "api_service": Grant(read=[USERS], create=[ORDERS], call=[CANCEL_ORDER], emit=[OrderPlaced]),
     "bot_service": Grant(read=[USERS]),
+    "admin_service": Grant(write="*"),
 })
 ```
 
@@ -13,46 +14,98 @@ which tells callers apart and proves nothing; production refuses to start like t
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Final, Literal, Self, get_args
 
+from hybridkit.contract import Emission
 from hybridkit.dataservice._http._requests import ContractRequest, caller_of
 from hybridkit.errors import AccessDeniedError, DeclarationError
-from hybridkit.resources._resource import AnyResource
+from hybridkit.events import Command, Event
+from hybridkit.resources._resource import AnyCall, AnyResource
 from hybridkit.security import ServiceTokenVerifier
 from hybridkit.settings import ServiceSettings
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
-type Access = Literal["read", "create", "update", "delete", "emit"]
+type Access = Literal["read", "create", "update", "delete"]
 type GrantedResources = Collection[AnyResource] | Literal["*"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """The permissions of one caller.
+    """The permissions of one caller; nothing is granted that isn't named.
 
     Attributes:
-        read: the resources that it may read; `"*"` for all.
-        write: the resources that it may read and write; `"*"` for all.
-        emit: whether its transactions may emit events and commands.
+        read: the resources that it may read, with their safe calls; `"*"` for all.
+        create: the resources that it may create records in.
+        update: the resources whose records it may change. The answer to a change shows the record, to a caller that
+            may not read too. An upsert needs `create` and `update`.
+        delete: the resources whose records it may delete and undelete.
+        write: the resources that it may use in every way: read, create, update, delete, and all of their calls.
+        call: the service's own calls that it may make, whatever else it may do with their resources.
+        emit: the events and commands that its transactions may emit; True for all. A command goes into its own queue
+            only.
     """
 
     read: GrantedResources = ()
+    create: GrantedResources = ()
+    update: GrantedResources = ()
+    delete: GrantedResources = ()
     write: GrantedResources = ()
-    emit: bool = False
+    call: Collection[AnyCall] = ()
+    emit: bool | Collection[type[Event] | type[Command]] = False
 
     @property
     def is_empty(self) -> bool:
         """Whether the caller may do nothing."""
-        return not (self.read or self.write or self.emit)
+        return not any(getattr(self, name) for name in self.__dataclass_fields__)
 
-    def allows(self, resource: AnyResource | None, access: Access) -> bool:
-        """Return whether the caller may access the resource in that way; without a resource, whether it may emit."""
-        if resource is None:
+    def allows(self, resource: AnyResource, access: Access) -> bool:
+        """Return whether the caller may access the resource in that way."""
+        granted: GrantedResources = getattr(self, access)
+        return granted == "*" or self.write == "*" or resource in granted or resource in self.write
+
+    def allows_call(self, call: AnyCall) -> bool:
+        """Return whether the caller may make a call of the service's own."""
+        if call in self.call or self.write == "*" or call.resource in self.write:
+            return True
+        return call.safe and self.allows(call.resource, "read")
+
+    def allows_emission(self, event_type: str, queue: str | None) -> bool:
+        """Return whether the caller may emit an event of that type or, with a queue, a command."""
+        if isinstance(self.emit, bool):
             return self.emit
-        granted = [self.write, self.read] if access == "read" else [self.write]
-        return any(isinstance(resources, str) or resource in resources for resources in granted)
+        return any(
+            event_type == message.message_type
+            and queue == (message.queue if issubclass(message, Command) else None)
+            for message in self.emit
+        )
+
+
+def check_grants(
+    grants: Mapping[str, Grant], resources: Collection[AnyResource], calls: Collection[AnyCall]
+) -> None:
+    """Refuse grants of what the service doesn't have: a caller would be refused, and nobody would see why.
+
+    Raises:
+        DeclarationError: a grant names a resource or call that isn't served, or emits what is no event or command.
+    """
+    for caller, grant in grants.items():
+        for name in (*get_args(Access.__value__), "write"):
+            granted: GrantedResources = getattr(grant, name)
+            for resource in () if granted == "*" else granted:
+                if resource not in resources:
+                    raise DeclarationError(
+                        f"{caller} may {name} {resource!r}, which this service doesn't have"
+                    )
+        for call in grant.call:
+            if call not in calls:
+                raise DeclarationError(f"{caller} may call {call.path}, which this service doesn't have")
+        for message in () if isinstance(grant.emit, bool) else grant.emit:
+            if not getattr(message, "message_type", ""):
+                raise DeclarationError(
+                    f"{caller} may emit {message!r}, which is no declared event or command"
+                )
 
 
 class Callers:
@@ -110,21 +163,48 @@ class Callers:
         Raises:
             AccessDeniedError: the caller has no permission.
         """
-        if self._grants is None:
-            return
-        grant = self._grants.get(caller)
-        if grant is None or grant.is_empty:
+        grant = self._grant(caller)
+        if grant is not None and grant.is_empty:
             raise AccessDeniedError(f"{caller} may do nothing here; the data service's grants say who may")
 
-    def check(self, caller: str, resource: AnyResource | None, access: Access) -> None:
-        """Check that the caller may access the resource in that way; without a resource, that it may emit.
+    def check(self, caller: str, resource: AnyResource, access: Access) -> None:
+        """Check that the caller may access the resource in that way.
 
         Raises:
             AccessDeniedError: the caller has no such permission.
         """
-        if self._grants is None:
-            return
-        grant = self._grants.get(caller)
-        if grant is None or not grant.allows(resource, access):
-            what = "emit events" if resource is None else f"{access} {resource.name}"
-            raise AccessDeniedError(f"{caller} may not {what} here; the data service's grants say who may")
+        grant = self._grant(caller)
+        if grant is not None and not grant.allows(resource, access):
+            raise _denied(caller, f"{access} {resource.name}")
+
+    def check_call(self, caller: str, call: AnyCall) -> None:
+        """Check that the caller may make a call of the service's own.
+
+        Raises:
+            AccessDeniedError: the caller has no such permission.
+        """
+        grant = self._grant(caller)
+        if grant is not None and not grant.allows_call(call):
+            raise _denied(caller, f"call {call.resource.name}:{call.name}")
+
+    def check_emission(self, caller: str, emission: Emission) -> None:
+        """Check that the caller may emit an event or command.
+
+        Raises:
+            AccessDeniedError: the caller has no such permission.
+        """
+        grant = self._grant(caller)
+        if grant is not None and not grant.allows_emission(emission.event_type, emission.queue):
+            where = "" if emission.queue is None else f" into {emission.queue}"
+            raise _denied(caller, f"emit {emission.event_type}{where}")
+
+    def _grant(self, caller: str) -> Grant | None:
+        """Return the permissions of a caller; None where every caller may do everything."""
+        return None if self._grants is None else self._grants.get(caller, _NOTHING)
+
+
+_NOTHING: Final = Grant()
+
+
+def _denied(caller: str, what: str) -> AccessDeniedError:
+    return AccessDeniedError(f"{caller} may not {what} here; the data service's grants say who may")

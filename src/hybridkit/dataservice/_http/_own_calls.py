@@ -30,9 +30,7 @@ from hybridkit.dataservice._store._protocol import Store
 from hybridkit.errors import DeclarationError, NotSupportedError
 from hybridkit.events import Message
 from hybridkit.observability import trace_headers
-from hybridkit.resources import Call
-
-type AnyCall = Call[Any, Any]
+from hybridkit.resources._resource import AnyCall
 
 type CallHandler = Callable[[Any, CallContext[Any]], Awaitable[BaseModel]]
 """Returns the response, given the request's body and the context."""

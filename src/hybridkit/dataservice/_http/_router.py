@@ -27,7 +27,7 @@ from hybridkit.dataservice._http._requests import (
 from hybridkit.dataservice._http._responses import BytesResponse, Header, Response
 from hybridkit.dataservice._store._waiting_time import WaitingTime, start_waiting_time
 from hybridkit.errors import DeclarationError, InvalidQueryError, NotAcceptableError
-from hybridkit.resources._resource import AnyResource
+from hybridkit.resources._resource import AnyCall, AnyResource
 
 JSON: Final = read_media_type("application/json; charset=utf-8")
 NDJSON: Final = read_media_type("application/x-ndjson; charset=utf-8")
@@ -43,6 +43,7 @@ class Endpoint:
         handler: answers a request that has passed the checks.
         resource: the resource that it reaches; None where the body names them.
         accesses: the permissions on the resource that the caller needs, all of them.
+        call: the call of the service's own that it answers, whose permission the caller needs.
         offers: the media types of the response, the default first; empty for a response without a body.
         prefers: whether `Prefer` changes the response.
         takes_query: whether the URL may have a query.
@@ -51,6 +52,7 @@ class Endpoint:
     handler: Callable[[ContractRequest], Awaitable[Response]]
     resource: AnyResource | None = None
     accesses: tuple[Access, ...] = ()
+    call: AnyCall | None = None
     offers: tuple[MediaType, ...] = (JSON,)
     prefers: bool = False
     takes_query: bool = False
@@ -60,6 +62,18 @@ class Endpoint:
         """The value of `Vary`: the request headers that the response depends on."""
         names = [name for name, decides in (("Accept", self.offers), ("Prefer", self.prefers)) if decides]
         return ", ".join(names)
+
+    def check_caller(self, callers: Callers, caller: str) -> None:
+        """Refuse a caller that may not use the endpoint.
+
+        Raises:
+            AccessDeniedError: the caller has no permission.
+        """
+        if self.call is not None:
+            callers.check_call(caller, self.call)
+        elif self.resource is not None:
+            for access in self.accesses:
+                callers.check(caller, self.resource, access)
 
     def check(self, request: ContractRequest) -> None:
         """Refuse a request that the endpoint can't answer, and choose the media type of the response.
@@ -193,8 +207,7 @@ class ContractRouter(BaseRoute):
         check_url(request)
         callers: Callers = request.app.state.callers
         request.caller = callers.name(request)
-        for access in endpoint.accesses:
-            callers.check(request.caller, endpoint.resource, access)
+        endpoint.check_caller(callers, request.caller)
         endpoint.check(request)
         waited = start_waiting_time()
         response = await endpoint.handler(request)

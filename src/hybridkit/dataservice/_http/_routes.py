@@ -13,7 +13,7 @@ from hybridkit.dataservice._http._batch_routes import BatchRoutes
 from hybridkit.dataservice._http._bodies import RequestBodies
 from hybridkit.dataservice._http._call_routes import CallRoute
 from hybridkit.dataservice._http._openapi._document import ContractDocument, add_document
-from hybridkit.dataservice._http._own_calls import AnyCall, CallHandler, check_calls
+from hybridkit.dataservice._http._own_calls import CallHandler, check_calls
 from hybridkit.dataservice._http._query_routes import QueryRoutes
 from hybridkit.dataservice._http._record_routes import RecordRoutes
 from hybridkit.dataservice._http._requests import ContractRequest
@@ -22,6 +22,7 @@ from hybridkit.dataservice._http._transact_route import TransactRoute
 
 if TYPE_CHECKING:
     from hybridkit.dataservice._http._callers import Callers
+from hybridkit.resources._resource import AnyCall
 
 
 def add_routes(

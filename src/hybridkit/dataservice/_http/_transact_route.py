@@ -73,5 +73,5 @@ class TransactRoute:
         for name, access in sorted(wanted):
             if name in self._bodies:
                 callers.check(caller, self._bodies[name].resource, access)
-        if transaction.emit:
-            callers.check(caller, None, "emit")
+        for emission in transaction.emit:
+            callers.check_emission(caller, emission)
