@@ -170,21 +170,43 @@ class ClientSettings(DataClientSettings):
     ("values", "found"),
     [
         ({}, {"db_postgres_service", "db_mongo_service"}),
+        ({"environment": "test"}, set[str]()),
         ({"environment": "production"}, set[str]()),
         (
-            {"environment": "production", "mongo_service_url": "http://127.0.0.1:8002"},
+            {
+                "environment": "production",
+                "mongo_service_url": "http://127.0.0.1:8002",
+                "service_token_key": GOOD * 2,
+            },
             {"db_mongo_service"},
         ),
     ],
 )
-def test_production_takes_no_data_service_for_there_whose_url_nobody_has_set(
+def test_only_development_takes_a_data_service_for_there_whose_url_nobody_has_set(
     values: dict[str, Any], found: set[str]
 ) -> None:
-    """The default is a guess that is right on a developer's machine; the log says which setting is missing."""
+    """A guess is right on a developer's machine; elsewhere the log says which setting is missing."""
     with capture_logs() as lines:
         opened = {each.name for each in _dependencies("worker", ClientSettings(**values))}
     assert opened == found
     assert len([line for line in lines if "_SERVICE_URL is not set" in line["reason"]]) == 2 - len(found)
+
+
+def client_settings(**values: Any) -> ClientSettings:
+    return ClientSettings(**values)
+
+
+def test_production_wants_a_caller_that_proves_who_it_is() -> None:
+    """Without a key the first call would be refused, or a data service would believe anybody."""
+    url = {"postgres_service_url": "https://db_postgres_service"}
+    with pytest.raises(
+        SettingsError, match=r"SERVICE_TOKEN_KEY: should be the secret .* ALLOW_UNAUTHENTICATED_CALLS"
+    ):
+        client_settings(environment="production", **url)
+    client_settings(environment="test", **url)
+    client_settings(environment="production")
+    client_settings(environment="production", allow_unauthenticated_calls=True, **url)
+    client_settings(environment="production", service_token_key=GOOD * 2, **url)
 
 
 class DataSettings(DataServiceSettings):

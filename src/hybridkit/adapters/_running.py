@@ -37,7 +37,7 @@ from hybridkit.idempotency import IdempotencyGuard, RedisDown
 from hybridkit.lifespan import Dependency, Health, HealthServer, ServiceResources, StopAction
 from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
 from hybridkit.observability import configure_logging, configure_tracing, get_logger, render_metrics
-from hybridkit.settings import DataClientSettings, RabbitSettings, RedisSettings, ServiceSettings
+from hybridkit.settings import DataClientSettings, RabbitSettings, RedisSettings, SecretUrl, ServiceSettings
 
 type Kind = Literal["fastapi", "aiogram", "worker"]
 
@@ -158,38 +158,28 @@ def _dependencies(kind: Kind, settings: ServiceSettings) -> Generator[Dependency
                 probe=_probe_connection,
             )
     if isinstance(settings, DataClientSettings):
-        postgres_url = settings.postgres_service_url.get_secret_value()
-        mongo_url = settings.mongo_service_url.get_secret_value()
-        prove_to_postgres = _authorization(settings, callee=settings.postgres_service_name)
-        prove_to_mongo = _authorization(settings, callee=settings.mongo_service_name)
         # People wait for an API and a bot; a worker's messages can wait.
         policy = ClientPolicy.worker() if kind == "worker" else ClientPolicy.interactive()
-        if _is_there(settings, "postgres_service_url"):
+        for client, url, name in (
+            (PostgresDataClient, "postgres_service_url", settings.postgres_service_name),
+            (MongoDataClient, "mongo_service_url", settings.mongo_service_name),
+        ):
+            address: SecretUrl | None = getattr(settings, url)
+            if address is None:
+                _log.info("a data service is left out", reason=f"{url.upper()} is not set")
+                continue
             yield Dependency(
-                name="db_postgres_service",
-                factory=lambda: PostgresDataClient(
-                    postgres_url, service=service, policy=policy, authorization=prove_to_postgres
+                name="db_postgres_service" if client is PostgresDataClient else "db_mongo_service",
+                factory=partial(
+                    client,
+                    address.get_secret_value(),
+                    service=service,
+                    policy=policy,
+                    authorization=_authorization(settings, callee=name),
                 ),
-                provides=PostgresDataClient,
-                probe=_probe_client if "postgres_service_url" in settings.model_fields_set else None,
+                provides=client,
+                probe=_probe_client if url in settings.model_fields_set else None,
             )
-        if _is_there(settings, "mongo_service_url"):
-            yield Dependency(
-                name="db_mongo_service",
-                factory=lambda: MongoDataClient(
-                    mongo_url, service=service, policy=policy, authorization=prove_to_mongo
-                ),
-                provides=MongoDataClient,
-                probe=_probe_client if "mongo_service_url" in settings.model_fields_set else None,
-            )
-
-
-def _is_there(settings: DataClientSettings, url: str) -> bool:
-    """Return whether a data service is used; in production the default URL of a developer's machine is ignored."""
-    if url in settings.model_fields_set or settings.environment != "production":
-        return True
-    _log.info("a data service is left out", reason=f"{url.upper()} is not set")
-    return False
 
 
 def _authorization(settings: DataClientSettings, *, callee: str) -> Callable[[], str] | None:

@@ -39,7 +39,7 @@ def _marker(type_: type) -> Any:
         if type_ not in resources.providers:
             raise DeclarationError(
                 f"nothing provides {type_.__name__} here: the settings class of the application has to name it"
-                " (ApiSettings has everything), and in production a data service's URL has to be set"
+                " (ApiSettings has everything), and outside of development a data service's URL has to be set"
                 " (POSTGRES_SERVICE_URL, MONGO_SERVICE_URL)"
             )
         return resources.providers[type_]

@@ -1,6 +1,7 @@
 """Settings of each kind of process: three capabilities, and the kinds that combine them."""
 
 import re
+from typing import Final
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
@@ -40,30 +41,60 @@ class RedisSettings(ServiceSettings):
     redis_cache_url: RedisUrl | None = None
 
 
+_ON_THIS_MACHINE: Final = {
+    "postgres_service_url": SecretUrl("http://127.0.0.1:8001"),
+    "mongo_service_url": SecretUrl("http://127.0.0.1:8002"),
+}
+
+
 class DataClientSettings(ServiceSettings):
     """Settings of a process that reaches data, which it does over HTTP only.
 
     Attributes:
-        postgres_service_url: the URL of the PostgreSQL data service. The default is for development and tests; in
-            production nothing provides a client until it is set.
-        mongo_service_url: the URL of the MongoDB data service, with a default of the same kind.
+        allow_unauthenticated_calls: lets production call data services without a token, where those believe whoever
+            says its name.
+        postgres_service_url: the URL of the PostgreSQL data service. In development it is `http://127.0.0.1:8001` if it
+            isn't set; elsewhere nothing provides a client without it.
+        mongo_service_url: the URL of the MongoDB data service, in development `http://127.0.0.1:8002` if it isn't set.
         postgres_service_name: the `service_name` of the PostgreSQL data service, for which this service's tokens are
             made.
         mongo_service_name: the `service_name` of the MongoDB data service.
         service_token_key: proves to both data services who calls: a secret of at least 32 bytes that they share with
-            this service, or this service's Ed25519 private key as PEM. Without it, the service only says its name.
+            this service, or this service's Ed25519 private key as PEM. Without it the service only says its name, which
+            production refuses where a data service's URL is set.
     """
 
-    postgres_service_url: HttpUrl = SecretUrl("http://127.0.0.1:8001")
-    mongo_service_url: HttpUrl = SecretUrl("http://127.0.0.1:8002")
+    allow_unauthenticated_calls: bool = False
+    postgres_service_url: HttpUrl | None = None
+    mongo_service_url: HttpUrl | None = None
     postgres_service_name: str = "db_postgres_service"
     mongo_service_name: str = "db_mongo_service"
     service_token_key: SecretStr | None = None
+
+    @field_validator("postgres_service_url", "mongo_service_url", mode="before")
+    @classmethod
+    def _on_this_machine(cls, value: object, info: ValidationInfo) -> object:
+        if value is None and info.data.get("environment") == "development":
+            return _ON_THIS_MACHINE[str(info.field_name)]
+        return value
 
     @field_validator("postgres_service_name", "mongo_service_name")
     @classmethod
     def _is_name(cls, value: str) -> str:
         return checked_name(value)
+
+    @field_validator("service_token_key")
+    @classmethod
+    def _proves_in_production(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        calls_data = any(info.data.get(url) is not None for url in _ON_THIS_MACHINE)
+        unproven = value is None and calls_data and not info.data.get("allow_unauthenticated_calls")
+        if unproven and info.data.get("environment", "production") == "production":
+            raise refused(
+                "should be the secret that this service shares with the data services that it calls: without, they"
+                " can't tell it from anybody else, which production refuses; or set ALLOW_UNAUTHENTICATED_CALLS=true"
+                " if they allow unauthenticated callers"
+            )
+        return value
 
     @field_validator("service_token_key")
     @classmethod
