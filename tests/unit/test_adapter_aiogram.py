@@ -113,7 +113,7 @@ async def test_a_stop_waits_for_what_runs_and_confirms_it(world: World, dispatch
     async with world.polling(dispatcher) as polling:
         slow = world.telegram.push_text("slow", from_user=ADA)
         await dispatcher["begun"].wait()
-        await polling.stop_asking(1)
+        await polling.stop_accepting(1)
         draining = asyncio.create_task(polling.drain(30))
         dispatcher["release"].set()
         await draining
@@ -128,7 +128,7 @@ async def test_what_a_stop_breaks_off_is_delivered_again_and_runs(
     async with world.polling(dispatcher) as polling:
         slow = world.telegram.push_text("slow", from_user=ADA)
         await dispatcher["begun"].wait()
-        await polling.stop_asking(0)
+        await polling.stop_accepting(0)
         await polling.drain(0)
         assert world.telegram.confirmed_update_id < slow
     dispatcher["release"].set()

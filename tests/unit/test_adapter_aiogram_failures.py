@@ -266,7 +266,7 @@ async def test_a_stop_gives_back_what_waits_to_be_tried_again(world: World) -> N
         world.telegram.push_text("first", from_user=ADA)
         last = world.telegram.push_text("second", from_user=ADA)
         await until(lambda: not failures)
-        await polling.stop_asking(1)
+        await polling.stop_accepting(1)
         await asyncio.wait_for(polling.drain(60), 60)
         assert world.telegram.confirmed_update_id < last - 1
     async with world.polling(dispatcher):

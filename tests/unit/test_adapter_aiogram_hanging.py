@@ -14,6 +14,7 @@ from fakeredis import FakeAsyncRedis
 
 from hybridkit.adapters._telegram import _handling as _telegram_handling
 from hybridkit.adapters._telegram import _polling as _telegram_polling
+from hybridkit.adapters._telegram import _running_updates
 from hybridkit.errors import (
     UnavailableError,
 )
@@ -294,11 +295,11 @@ async def test_a_bot_whose_handlers_all_wait_says_that_it_is_not_ready(
     world: World, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The probe raises for ten waiting chats, but not for nine, whose handlers may just be slow."""
-    monkeypatch.setattr(_telegram_polling, "STALLED_SECONDS", 0.05)
+    monkeypatch.setattr(_running_updates, "STALLED_SECONDS", 0.05)
     async with world.polling(dispatcher) as polling:
         crowd(world.telegram, 9, "wait")
         await until(lambda: len(dispatcher["seen"]) == 9)
-        await until(lambda: time.monotonic() - polling._progress_at > 0.1)
+        await until(lambda: time.monotonic() - polling._running._progress_at > 0.1)
         await polling.probe()
         crowd(world.telegram, 9, "wait for the first one")
         world.telegram.push_text("wait", from_user=ADA)

@@ -163,7 +163,7 @@ async def _running_bot(
             handler_seconds=handler_seconds,
         )
         polling = await resources.open("updates", lambda: Polling(bot, updates, redis), probe=Polling.probe)
-        resources.on_stop_accepting("updates", polling.stop_asking)
+        resources.on_stop_accepting("updates", polling.stop_accepting)
         resources.on_drain("updates", polling.drain)
         yield resources, polling
 

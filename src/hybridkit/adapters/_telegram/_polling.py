@@ -10,20 +10,21 @@ The updates of a chat are handled in order.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, Self, cast
+from functools import partial
+from typing import Final, Self, cast
 
 from aiogram import Bot
 from aiogram.exceptions import AiogramError, TelegramUnauthorizedError
-from aiogram.types import Update
 
 from hybridkit.adapters._telegram._handling import UpdateRunner
-from hybridkit.adapters._telegram._reading import UNKNOWN, AskForUpdates, chat_of, id_of, read_update, type_of
+from hybridkit.adapters._telegram._reading import AskForUpdates, id_of
+from hybridkit.adapters._telegram._running_updates import RunningUpdates, skip
 from hybridkit.adapters._telegram._updates import UpdateLog
 from hybridkit.coordination import Redis, Shelf
 from hybridkit.errors import AccessDeniedError, HybridkitError, UnavailableError
-from hybridkit.observability import get_logger, metrics
+from hybridkit.observability import get_logger
 from hybridkit.retry import UNLIMITED, Retry, asked_seconds
 
 POLL_SECONDS: Final = 25
@@ -47,16 +48,6 @@ SHELF_SECONDS: Final = 86_400
 SHELF_CHECK_SECONDS: Final = 30.0
 """The interval of checks for updates that another process has left on the shelf."""
 
-STALLED_SECONDS: Final = 30.0
-"""How long no handler may end, while many chats wait, before the bot counts as stalled."""
-
-STALLED_CHATS: Final = 10
-"""How many chats have to wait for that; fewer may have slow handlers, such as uploads."""
-
-MAX_FAULTS: Final = 5
-"""How many unexpected errors outside of its handlers an update may cause before it is dropped."""
-
-CANCEL_SECONDS: Final = 1.0
 _BACKOFF: Final = Retry.exponential(first_seconds=0.5, cap_seconds=10.0, attempts=UNLIMITED)
 
 _log = get_logger("hybridkit.bot")
@@ -82,15 +73,11 @@ class Polling:
         self._shelf = Shelf(redis, key=f"hk:bot:{bot.id}:updates", retention_seconds=SHELF_SECONDS)
         self._shelf_check_at = 0.0
         self._seen = UpdateLog()
-        self._running: dict[int, asyncio.Task[None]] = {}
+        self._running = RunningUpdates(updates, bot)
         self._raw: dict[int, object] = {}
-        self._last_of_chat: dict[object, asyncio.Task[None]] = {}
         self._without_id: list[object] = []
-        self._faults: dict[int, int] = {}
         self._polling: asyncio.Task[None]
-        self._stopping = asyncio.Event()
         self._problem = ""
-        self._progress_at = time.monotonic()
 
     def __repr__(self) -> str:
         return f"Polling({self._seen!r}, problem={self._problem!r})"
@@ -101,8 +88,8 @@ class Polling:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.stop_asking(0.0)
-        await self._cancel_handlers()
+        await self.stop_accepting(0.0)
+        await self._running.cancel()
 
     async def until(self, stopped: asyncio.Event) -> None:
         """Wait until an event is set.
@@ -128,32 +115,20 @@ class Polling:
             raise UnavailableError("Telegram gives no updates: nobody asks any more")
         if self._problem:
             raise UnavailableError(f"Telegram gives no updates: {self._problem}")
-        stalled_seconds = time.monotonic() - self._progress_at
-        if len(self._last_of_chat) >= STALLED_CHATS and stalled_seconds > STALLED_SECONDS:
-            raise UnavailableError(
-                f"{len(self._last_of_chat)} chats wait, and no handler has ended for {stalled_seconds:.0f} s"
-            )
+        self._running.check_progress()
 
-    async def stop_asking(self, _: float) -> None:
+    async def stop_accepting(self, _: float) -> None:
         """Stop polling. Updates that have not begun, or wait for a retry, are delivered at the next start."""
-        self._stopping.set()
+        self._running.stopping.set()
         self._polling.cancel()
         await asyncio.wait({self._polling})
 
     async def drain(self, seconds: float) -> None:
         """Wait for the handlers, cancel those that take too long, and confirm the finished updates."""
-        if self._running:
-            await asyncio.wait(self._running.values(), timeout=max(seconds - 2 * CANCEL_SECONDS, 0.0))
-        await self._cancel_handlers()
+        await self._running.drain(seconds)
         if self._seen.offset is not None:
             with suppress(AiogramError):  # they are delivered again, and the guard knows them
                 await self._get_updates(timeout_seconds=0)
-
-    async def _cancel_handlers(self) -> None:
-        for task in self._running.values():
-            task.cancel()
-        if self._running:
-            await asyncio.wait(self._running.values(), timeout=CANCEL_SECONDS)
 
     # ── asking ───────────────────────────────────────────────────────────────────────────────────
 
@@ -192,13 +167,14 @@ class Polling:
         is_new = [self._begin(raw) for raw in answer if id_of(raw) is not None]
         for raw in without_id:
             if raw not in self._without_id:
-                _skip(raw)
+                skip(raw)
                 is_new.append(True)
         self._without_id = without_id
         if len(answer) >= FULL_ANSWER and not any(is_new):
             self._problem = f"{len(answer)} wait for their confirmation, and others come after these only"
             _log.warning("the bot stands still", reason=self._problem)
-        if unfinished := [self._running[update_id] for update_id in self._seen.unfinished]:
+        tasks = map(self._running.task_of, self._seen.unfinished)
+        if unfinished := [task for task in tasks if task is not None]:
             await asyncio.wait(unfinished, timeout=BUSY_POLL_SECONDS)
         elif answer and not any(is_new):
             await asyncio.sleep(BUSY_POLL_SECONDS)  # Telegram would answer at once with the same updates
@@ -213,7 +189,7 @@ class Polling:
                 await self._remove_from_shelf(*finished)
         while len(self._running) >= MAX_RUNNING:
             self._problem = f"{len(self._running)} are in hand, and not one ends"
-            await asyncio.wait(self._running.values(), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(self._running.tasks, return_when=asyncio.FIRST_COMPLETED)
             self._problem = ""
 
     async def _take_from_shelf(self) -> None:
@@ -228,61 +204,21 @@ class Polling:
 
     # ── one update ───────────────────────────────────────────────────────────────────────────────
 
-    def _begin(self, raw: Any, *, shelved: bool = False) -> bool:
+    def _begin(self, raw: object, *, shelved: bool = False) -> bool:
         update_id = id_of(raw)
         if update_id is None or not self._seen.begin(update_id, shelved=shelved):
             return False
-        update = read_update(raw, self._bot)
-        chat = None if update is None else chat_of(update)
-        task = asyncio.create_task(
-            self._run(update_id, update, self._last_of_chat.get(chat)), name=f"hybridkit update {update_id}"
-        )
-        if update is None:
-            _skip(raw)
-        if chat is not None:
-            self._last_of_chat[chat] = task
-        if not self._running:
-            self._progress_at = time.monotonic()
         self._raw[update_id] = raw
-        self._running[update_id] = task
-
-        def end(ended: asyncio.Task[None]) -> None:
-            del self._running[update_id], self._raw[update_id]
-            self._progress_at = time.monotonic()
-            if self._last_of_chat.get(chat) is ended:
-                del self._last_of_chat[chat]
-
-        task.add_done_callback(end)
+        task = self._running.start(update_id, raw, around=partial(self._see_through, update_id))
+        task.add_done_callback(lambda _: self._raw.pop(update_id))
         return True
 
-    async def _run(self, update_id: int, update: Update | None, before: "asyncio.Task[None] | None") -> None:
+    async def _see_through(self, update_id: int, handle: Callable[[], Awaitable[bool]]) -> bool:
         is_through = False
         try:
-            if before is not None:
-                await asyncio.wait({before})
-            is_through = update is None or await self._is_done(update)
+            is_through = await handle()
             if is_through and self._seen.is_shelved(update_id):
                 await self._remove_from_shelf(update_id)
         finally:
             (self._seen.finish if is_through else self._seen.abandon)(update_id)
-
-    async def _is_done(self, update: Update) -> bool:
-        """Return whether the update is finished, also after too many unexpected errors."""
-        try:
-            return await self._updates.run(update, self._stopping)
-        except Exception as error:  # noqa: BLE001  # unexpected, so it may be temporary or not
-            faults = self._faults[update.update_id] = self._faults.get(update.update_id, 0) + 1
-            _log.exception("an update was not handled", exc_info=error, faults=faults)
-            if faults < MAX_FAULTS:
-                return False
-            del self._faults[update.update_id]
-            return True
-
-
-def _skip(raw: Any) -> None:
-    update_type, is_known = type_of(raw)
-    metrics.bot_updates_skipped.labels(update_type if is_known else UNKNOWN).inc()
-    _log.warning(
-        "an update can't be read and is skipped: is there a newer aiogram?",
-        **{"telegram.update_id": id_of(raw), "telegram.update_type": update_type},
-    )
+        return is_through
