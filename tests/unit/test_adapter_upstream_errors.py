@@ -28,6 +28,7 @@ from hybridkit.errors import (
     NotFoundError,
     OutcomeUnknownError,
     RejectedError,
+    RuleViolationError,
     StaleVersionError,
     TemporaryError,
     UniqueViolationError,
@@ -89,6 +90,7 @@ def meant(error: type[HybridkitError]) -> tuple[int, str]:
         UniqueViolationError,
         ForeignKeyError,
         DeadlineExceededError,
+        RuleViolationError,
     ):
         if issubclass(error, known):
             return known.status, known.code
@@ -105,7 +107,7 @@ def meant(error: type[HybridkitError]) -> tuple[int, str]:
 async def test_an_error_of_another_request_is_told_by_what_it_means_for_this_one(
     app: FastAPI, logged: list[Any], error: type[HybridkitError]
 ) -> None:
-    """For each error of a data service, none of its words and pointers come through."""
+    """For each error of a data service, none of its words and pointers come through but a rule's, for people."""
     inner = create_app(Settings, title="Inner", internal=True)
 
     @inner.get("/fails")
@@ -126,8 +128,9 @@ async def test_an_error_of_another_request_is_told_by_what_it_means_for_this_one
     assert known is not None, code
     status, told = meant(error if issubclass(error, NoRouteError) else known)
     assert (answer.status_code, answer.json()["code"]) == (status, told)
-    assert INNER not in answer.text
-    assert answer.json()["errors"] == []
+    is_rule = issubclass(error, RuleViolationError)
+    assert (INNER in answer.text) is is_rule
+    assert answer.json()["errors"] == [{"pointer": "", "code": error.code, "message": ""}] * is_rule
     assert status != 503 or int(answer.headers["retry-after"]) >= 1
     assert ("email" in answer.text) is issubclass(error, UniqueViolationError)
     assert "www-authenticate" not in answer.headers

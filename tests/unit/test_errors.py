@@ -5,7 +5,8 @@ import re
 import pytest
 
 from hybridkit import errors
-from hybridkit.errors import FieldProblem, HybridkitError
+from hybridkit.contract import Problem
+from hybridkit.errors import DeclarationError, FieldProblem, HybridkitError, RuleViolationError
 from hybridkit.errors._codes import error_for_code
 
 
@@ -74,6 +75,54 @@ def test_a_field_problem_is_equal_by_pointer_and_code() -> None:
 def test_a_problem_code_finds_its_class(code: str, expected: type[HybridkitError] | None) -> None:
     """A code that several classes have finds the most general one, an unknown code none."""
     assert error_for_code(code) is expected
+
+
+class ShelfFullError(RuleViolationError):
+    code = "SHELF_FULL"
+
+
+@pytest.mark.parametrize("code", [None, "", "shelf_full", "SHELF-FULL", "S" * 64, "9_LIVES"])
+def test_a_rule_needs_a_code_of_its_own(code: str | None) -> None:
+    """Without one a caller could not tell two rules apart."""
+    with pytest.raises(DeclarationError, match="Lax needs a code of its own in upper snake case"):
+        type("Lax", (RuleViolationError,), {} if code is None else {"code": code})
+
+
+@pytest.mark.parametrize("code", ["NOT_FOUND", "RULE_VIOLATION", "UNIQUE_VIOLATION", "SHELF_FULL"])
+def test_a_code_means_one_error(code: str) -> None:
+    """A rule can't take the code of another one, nor of the contract: a client would raise the wrong class."""
+    with pytest.raises(DeclarationError, match=f"has the code '{code}' already"):
+        type("Second", (RuleViolationError,), {"code": code})
+
+
+def test_a_rule_is_told_to_the_caller_by_class_code_and_place() -> None:
+    """The class arrives where it is known; elsewhere, in a client without it, its code does."""
+    raised = ShelfFullError("no place for another book", errors=[FieldProblem("/shelf", "full", "is full")])
+    problem = Problem.from_error(raised, instance="/books", request_id="r")
+    assert (problem.status, problem.code, problem.retryable) == (409, "SHELF_FULL", False)
+    again = problem.to_error()
+    assert type(again) is ShelfFullError
+    assert str(again) == "no place for another book"
+    assert again.errors == raised.errors
+
+    elsewhere = problem.model_copy(update={"code": "UNHEARD_OF"}).to_error()
+    assert type(elsewhere) is RuleViolationError
+    assert (elsewhere.code, str(elsewhere)) == ("UNHEARD_OF", "no place for another book")
+    assert RuleViolationError.code == "RULE_VIOLATION"
+
+
+def test_a_rule_with_a_constructor_of_its_own_arrives_with_its_message() -> None:
+    """A client can't know what the constructor took; class, code and message are there."""
+
+    class BookLentError(RuleViolationError):
+        code = "BOOK_LENT"
+
+        def __init__(self, title: str) -> None:
+            super().__init__(f"{title} is lent out")
+
+    again = Problem.from_error(BookLentError("Emma"), instance="/loans", request_id="r").to_error()
+    assert type(again) is BookLentError
+    assert str(again) == "Emma is lent out"
 
 
 def _tree(root: type[HybridkitError]) -> set[type[HybridkitError]]:

@@ -18,6 +18,7 @@ from hybridkit.errors import (
     NotFoundError,
     PayloadTooLargeError,
     ResponseError,
+    RuleViolationError,
     StaleVersionError,
     TemporaryError,
     UniqueViolationError,
@@ -30,6 +31,8 @@ HEADER_POINTER: Final = "/header/"
 """The beginning of a problem's pointer to a header field, as in FastAPI; the field's name follows."""
 NO_ROUTE: Final = "NO_ROUTE"
 """The code in the `errors` of a 404 that tells a missing route from a missing record."""
+RULE: Final = RuleViolationError.code
+"""The code, in the `errors` of a 409, that tells a rule of an application's from the conflicts of the contract."""
 
 
 def whole_characters(text: Any) -> Any:
@@ -96,6 +99,8 @@ class Problem(BaseModel):
             findings = (FieldProblem(f"{HEADER_POINTER}{error.field}", error.code),)
         elif isinstance(error, NoRouteError):
             findings = (FieldProblem("", NO_ROUTE),)
+        elif isinstance(error, RuleViolationError):
+            findings = (FieldProblem("", RULE), *error.errors)
         return cls(
             title=type(error).__name__.removesuffix("Error"),
             status=error.status,
@@ -118,7 +123,7 @@ class Problem(BaseModel):
             case _ if issubclass(error, ResponseError):
                 said = self.detail if self.code == error.code else f"{self.status} {self.code}: {self.detail}"
                 return ResponseError(said, response_status=self.status)
-            case _ if issubclass(error, InvalidRequestError):
+            case _ if issubclass(error, InvalidRequestError | PayloadTooLargeError):
                 return InvalidRequestError(self._message_without(found), errors=found)
             case _ if issubclass(error, InvalidQueryError):
                 return error(self.detail, pointer=self.errors[0].pointer if self.errors else "")
@@ -129,12 +134,12 @@ class Problem(BaseModel):
                 return UniqueViolationError(self.detail, fields=self.fields, errors=found)
             case _ if issubclass(error, ForeignKeyError):
                 return ForeignKeyError(self.detail, errors=found)
+            case _ if issubclass(error, RuleViolationError):
+                return _rule_violation(error, self, [place for place in found if place.code != RULE])
             case _ if issubclass(error, StaleVersionError):
                 return StaleVersionError(self.detail, current=self.current)
             case _ if issubclass(error, TemporaryError):
                 return error(self.detail, retry_after_seconds=self.retry_after_seconds)
-            case _ if issubclass(error, PayloadTooLargeError):
-                return InvalidRequestError(self.detail)
             case _:
                 return error(self.detail)
 
@@ -152,8 +157,20 @@ def _sendable_seconds(error: HybridkitError) -> float | None:
     return None if asked is None else min(max(asked, 0.0), MAX_DELAY_SECONDS)
 
 
+def _rule_violation(
+    rule: type[RuleViolationError], problem: Problem, places: Sequence[FieldProblem]
+) -> RuleViolationError:
+    """Return the rule's own error, made without its constructor, which may take other arguments."""
+    error = rule.__new__(rule)
+    RuleViolationError.__init__(error, problem.detail, errors=places, code=problem.code)
+    return error
+
+
 def _error_class(problem: Problem) -> type[HybridkitError]:
-    error = error_for_code(problem.code) or ResponseError
+    error = error_for_code(problem.code)
+    if error is None:
+        is_rule = any(entry.code == RULE for entry in problem.errors)
+        return RuleViolationError if is_rule else ResponseError
     if error is NotFoundError and any(entry.code == NO_ROUTE for entry in problem.errors):
         return NoRouteError
     return error

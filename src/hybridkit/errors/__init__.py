@@ -40,6 +40,7 @@ HybridkitError
 │   │   └── SessionEndedError          its session has ended, or has another id now
 │   ├── AccessDeniedError              the caller may not do this
 │   │   └── CrossSiteError             a page of another site has made the browser send this
+│   ├── RuleViolationError             a rule of the business forbids it; subclass it, with a code of your own
 │   └── PayloadError                   bytes that are no valid message
 │       ├── MalformedPayloadError      not JSON, not an envelope, or data of the wrong shape
 │       ├── PayloadTooLargeError       over the size limit, refused before anything is read or sent
@@ -114,6 +115,7 @@ from hybridkit.errors._rejected import (
     UriTooLongError,
 )
 from hybridkit.errors._root import HybridkitError
+from hybridkit.errors._rule_violation import RuleViolationError
 from hybridkit.errors._temporary import (
     BlockedError,
     ConflictError,
@@ -178,6 +180,7 @@ __all__ = [
     "RejectedError",
     "RequestKeyReusedError",
     "ResponseError",
+    "RuleViolationError",
     "ServerMissingError",
     "ServerStartError",
     "SessionEndedError",

@@ -1,6 +1,5 @@
 """From a problem code on the wire to the class of the error."""
 
-from collections.abc import Mapping
 from typing import Final
 
 from hybridkit.errors._misuse import MisuseError
@@ -14,8 +13,13 @@ _BRANCHES: Final = (TemporaryError, RejectedError, MisuseError, ResponseError, O
 
 
 def error_for_code(code: str) -> type[HybridkitError] | None:
-    """Return the most general error class with that problem code, or None for a code that is not ours."""
+    """Return the most general error class with that problem code, or None for a code that no class has."""
     return _BY_CODE.get(code)
+
+
+def register_code(error: type[HybridkitError]) -> None:
+    """Let `error_for_code` return this class for its code."""
+    _BY_CODE[error.code] = error
 
 
 def _collect() -> dict[str, type[HybridkitError]]:
@@ -28,4 +32,4 @@ def _collect() -> dict[str, type[HybridkitError]]:
     return found
 
 
-_BY_CODE: Final[Mapping[str, type[HybridkitError]]] = _collect()
+_BY_CODE: Final[dict[str, type[HybridkitError]]] = _collect()

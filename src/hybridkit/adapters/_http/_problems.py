@@ -24,6 +24,7 @@ from hybridkit.errors import (
     NoRouteError,
     NotFoundError,
     OutcomeUnknownError,
+    RuleViolationError,
     StaleVersionError,
     TemporaryError,
     UnavailableError,
@@ -112,16 +113,14 @@ def _translated(error: BaseException) -> HybridkitError | None:
             return None
         case NotFoundError():
             return NotFoundError("something that this needs is not there")
+        case RuleViolationError():  # its message is for people; its places are those of our own request
+            return RuleViolationError(str(error), code=error.code)
         case StaleVersionError():
             return StaleVersionError("it has changed meanwhile; read it again", current=error.current)
         case UniqueViolationError():
             return UniqueViolationError("another one has this value already", fields=error.fields)
-        case ForeignKeyError(errors=()):
-            return ForeignKeyError("it is still referred to, or refers to something that is not there")
         case ForeignKeyError():
-            names = [each.pointer.rpartition("/")[2] for each in error.errors]
-            found = [FieldProblem(f"/{name}", "foreign_key") for name in names]
-            return ForeignKeyError("it refers to something that is not there", errors=found)
+            return _broken_reference(error)
         case DeadlineExceededError() | DeadlinePassedError():  # other parts of the request may have been done
             return DeadlineExceededError("the time ran out before it was done")
         case TemporaryError():
@@ -133,6 +132,15 @@ def _translated(error: BaseException) -> HybridkitError | None:
             return OutcomeUnknownError("it may have been done or not")
         case _:
             return None
+
+
+def _broken_reference(error: ForeignKeyError) -> ForeignKeyError:
+    """Return the error with the names of the fields alone, without the way to them in our own request."""
+    if not error.errors:
+        return ForeignKeyError("it is still referred to, or refers to something that is not there")
+    names = [each.pointer.rpartition("/")[2] for each in error.errors]
+    found = [FieldProblem(f"/{name}", "foreign_key") for name in names]
+    return ForeignKeyError("it refers to something that is not there", errors=found)
 
 
 def problem_body(problem: Problem) -> bytes:
