@@ -1,10 +1,11 @@
 """FakeTelegram keeps the Bot API's promises, seen through a real client over real HTTP."""
 
 import asyncio
+import json
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 import httpx
 import pytest
@@ -14,15 +15,17 @@ from aiogram.client.telegram import TelegramAPIServer
 from aiogram.exceptions import (
     TelegramBadRequest,
     TelegramConflictError,
-    TelegramNotFound,
+    TelegramForbiddenError,
     TelegramRetryAfter,
     TelegramServerError,
     TelegramUnauthorizedError,
 )
 from aiogram.types import BufferedInputFile
 
-from hybridkit.testing import FakeTelegram, TelegramUser
+from hybridkit._http_server import HttpLimits, HttpRequest, HttpResponse, HttpServer
+from hybridkit.testing import FakeTelegram, LimitViolation, TelegramUser
 from hybridkit.testing.__main__ import main
+from hybridkit.testing._telegram._limits import Limits
 
 ADA = TelegramUser(id=7, first_name="Ада", language_code="ru")
 
@@ -33,10 +36,16 @@ async def telegram() -> AsyncIterator[FakeTelegram]:
         yield server
 
 
-@pytest.fixture
-async def bot(telegram: FakeTelegram) -> AsyncIterator[Bot]:
+@asynccontextmanager
+async def client_of(telegram: FakeTelegram) -> AsyncGenerator[Bot]:
     session = AiohttpSession(api=TelegramAPIServer.from_base(telegram.url))
     async with Bot(telegram.token, session=session).context() as client:
+        yield client
+
+
+@pytest.fixture
+async def bot(telegram: FakeTelegram) -> AsyncIterator[Bot]:
+    async with client_of(telegram) as client:
         yield client
 
 
@@ -124,38 +133,216 @@ async def test_what_telegram_refuses_is_refused(telegram: FakeTelegram, bot: Bot
         await bot.send_message("nobody", "hello")
     with pytest.raises(TelegramBadRequest, match="text is empty"):
         await bot.send_message(7, "")
-    with pytest.raises(TelegramNotFound, match="sendPhoto"):
-        await bot.send_photo(7, BufferedInputFile(b"\x89PNG", "a.png"), caption="an upload, chunked")
+    with pytest.raises(TelegramBadRequest, match="message is too long"):
+        await bot.send_message(7, "x" * 4097)
 
 
-async def test_pending_updates_can_be_dropped(telegram: FakeTelegram, bot: Bot) -> None:
-    """`deleteWebhook` confirms all of them."""
-    telegram.push_text("old", from_user=ADA)
-    await bot.delete_webhook(drop_pending_updates=True)
-    assert await bot.get_updates() == []
+async def test_a_method_that_it_does_not_know_is_not_found(telegram: FakeTelegram) -> None:
+    """The answer has the shape of Telegram's own for an unknown method."""
+    async with httpx.AsyncClient() as client:
+        answer = await client.get(f"{telegram.url}/bot{telegram.token}/sendNonsense")
+    assert answer.status_code == 404
+    assert answer.json() == {"ok": False, "error_code": 404, "description": "Not Found: method not found"}
 
 
-async def test_closing_ends_a_poll_in_progress() -> None:
-    """A bot that still polls doesn't keep the test from ending."""
-    async with FakeTelegram() as telegram:
-        session = AiohttpSession(api=TelegramAPIServer.from_base(telegram.url))
-        async with Bot(telegram.token, session=session).context() as bot:
-            poll = asyncio.create_task(bot.get_updates(timeout=60))
-            await telegram.wait_for_calls("getUpdates")
-            async with asyncio.timeout(60):
-                await telegram.__aexit__(None, None, None)
-                with suppress(Exception):
-                    await poll
+async def test_a_file_goes_up_and_comes_down_again(telegram: FakeTelegram, bot: Bot) -> None:
+    """An upload, in the form that aiogram sends in chunks, is found by the id that Telegram gives it."""
+    content = b"\x89PNG" + bytes(range(256)) * 100
+    sent = await bot.send_document(7, BufferedInputFile(content, "a.png"), caption="an upload")
+    assert sent.document is not None
+    assert telegram.messages[0].text == "an upload"
+    assert telegram.files[sent.document.file_id] == content
+    found = await bot.download(sent.document.file_id)
+    assert found is not None
+    assert found.read() == content
+    with pytest.raises(TelegramBadRequest, match="invalid file_id"):
+        await bot.get_file("unknown")
+    again = await bot.send_photo(8, sent.document.file_id)
+    assert again.photo is not None
+    assert again.photo[0].file_id == sent.document.file_id
 
 
-async def test_waiting_says_what_did_not_happen(telegram: FakeTelegram) -> None:
-    """The error names what did, so that a failing test explains itself."""
-    with pytest.raises(TimeoutError, match="0 of 1 messages"):
-        await telegram.wait_for_messages(1, timeout_seconds=0.01)
-    with pytest.raises(TimeoutError, match="getMe was not called 2 times"):
-        await telegram.wait_for_calls("getMe", count=2, timeout_seconds=0.01)
-    with pytest.raises(TimeoutError, match="update 5 was not confirmed"):
-        await telegram.wait_until_confirmed(5, timeout_seconds=0.01)
+async def test_a_message_is_edited_and_deleted(telegram: FakeTelegram, bot: Bot) -> None:
+    """The list of messages has each as it is now; an edit that changes nothing is refused."""
+    sent = await bot.send_message(7, "one")
+    await bot.edit_message_text("two", chat_id=7, message_id=sent.message_id)
+    assert telegram.messages[0].text == "two"
+    with pytest.raises(TelegramBadRequest, match="message is not modified"):
+        await bot.edit_message_text("two", chat_id=7, message_id=sent.message_id)
+    await bot.delete_message(7, sent.message_id)
+    assert telegram.messages[0].is_deleted
+    with pytest.raises(TelegramBadRequest, match="message to edit not found"):
+        await bot.edit_message_text("three", chat_id=7, message_id=sent.message_id)
+    with pytest.raises(TelegramBadRequest, match="message to delete not found"):
+        await bot.delete_message(8, sent.message_id)
+
+
+async def test_a_user_who_has_blocked_the_bot_gets_nothing(telegram: FakeTelegram, bot: Bot) -> None:
+    """Sending is refused with 403 until the user starts the bot again."""
+    telegram.block(7)
+    with pytest.raises(TelegramForbiddenError, match="bot was blocked by the user"):
+        await bot.send_message(7, "hello")
+    telegram.unblock(7)
+    await bot.send_message(7, "hello")
+    assert [message.text for message in telegram.messages] == ["hello"]
+
+
+async def test_messages_over_telegrams_limits_are_noted_and_may_be_refused() -> None:
+    """A chat takes one message a second with short bursts; a call before its time is noted once more."""
+    async with FakeTelegram(enforces_limits=True) as telegram, client_of(telegram) as bot:
+        now = 100.0
+        telegram._limits._clock = lambda: now
+        for _ in range(8):
+            await bot.send_message(7, "hello")
+        with pytest.raises(TelegramRetryAfter) as caught:
+            await bot.send_message(7, "too much")
+        assert caught.value.retry_after == 5
+        await bot.send_chat_action(7, "typing")  # no message
+        assert [violation.limit for violation in telegram.violations] == ["chat"]
+        now += 4
+        with pytest.raises(TelegramRetryAfter):
+            await bot.send_message(7, "too early")
+        assert [violation.limit for violation in telegram.violations] == ["chat", "retry_after", "chat"]
+        now += 1
+        await bot.send_message(7, "in time")
+        assert len(telegram.messages) == 9
+
+
+@pytest.mark.parametrize(
+    ("chats", "limit", "most"), [(["-5"], "group", 20), ([str(n) for n in range(50)], "bot", 30)]
+)
+def test_groups_and_the_bot_itself_have_limits_too(chats: list[str], limit: str, most: int) -> None:
+    """A group takes twenty messages a minute, and all chats together thirty a second."""
+    limits = Limits(enforces=False, clock=lambda: 100.0)
+    for number in range(most + 1):
+        limits.check("sendMessage", {"chat_id": chats[number % len(chats)]})
+    assert [violation.limit for violation in limits.violations] == [limit]
+
+
+async def test_a_429_names_the_time_before_which_no_message_may_come(
+    telegram: FakeTelegram, bot: Bot
+) -> None:
+    """A bot that doesn't wait for it is found out; another chat isn't concerned."""
+    telegram.fail("sendMessage", status=429, retry_after_seconds=60, chat_id=7)
+    await bot.send_message(8, "hello")
+    with pytest.raises(TelegramRetryAfter):
+        await bot.send_message(7, "hello")
+    await bot.send_message(7, "too early")
+    assert telegram.violations == [LimitViolation("retry_after", "sendMessage", "7")]
+
+
+# ── the webhook ──────────────────────────────────────────────────────────────────────────────────
+
+
+class Receiver:
+    """A webhook that answers as it was told, and 200 otherwise."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.secrets: list[str | None] = []
+        self.answers: list[HttpResponse] = []
+
+    async def __call__(self, request: HttpRequest) -> HttpResponse:
+        self.texts.append(json.loads(request.body)["message"]["text"])
+        secret = dict(request.headers).get(b"x-telegram-bot-api-secret-token")
+        self.secrets.append(None if secret is None else secret.decode())
+        return self.answers.pop(0) if self.answers else HttpResponse(200)
+
+
+@pytest.fixture
+async def receiver() -> Receiver:
+    return Receiver()
+
+
+@pytest.fixture
+async def webhook_url(receiver: Receiver) -> AsyncIterator[str]:
+    server = HttpServer(
+        receiver, refuse=lambda status, _: HttpResponse(status), name="webhook", limits=HttpLimits()
+    )
+    port = await server.listen("127.0.0.1", 0)
+    yield f"http://127.0.0.1:{port}/telegram"
+    await server.close()
+
+
+async def test_a_webhook_gets_the_updates_with_its_secret(
+    telegram: FakeTelegram, bot: Bot, receiver: Receiver, webhook_url: str
+) -> None:
+    """Those that wait and those that come; an accepted one is not delivered again, and polling is refused."""
+    first = telegram.push_text("one", from_user=ADA)
+    await bot.set_webhook(webhook_url, secret_token="s-3_cret", max_connections=5)
+    second = telegram.push_text("two", from_user=ADA)
+    for update_id in (first, second):
+        await telegram.wait_until_confirmed(update_id)
+    assert (receiver.texts, receiver.secrets) == (["one", "two"], ["s-3_cret"] * 2)
+    info = await bot.get_webhook_info()
+    assert (info.url, info.pending_update_count, info.max_connections) == (webhook_url, 0, 5)
+    with pytest.raises(TelegramConflictError, match="while webhook is active"):
+        await bot.get_updates()
+    await bot.delete_webhook()
+    assert (await bot.get_webhook_info()).url == telegram.webhook_url == ""
+    third = telegram.push_text("three", from_user=ADA)
+    assert [update.update_id for update in await bot.get_updates()] == [third]
+
+
+async def test_a_webhook_that_fails_gets_the_update_again_before_the_chats_next(
+    telegram: FakeTelegram, bot: Bot, receiver: Receiver, webhook_url: str
+) -> None:
+    """The order of a chat is kept, and `getWebhookInfo` tells of the failure."""
+    receiver.answers = [HttpResponse(500), HttpResponse(503, [(b"retry-after", b"0")])]
+    await bot.set_webhook(webhook_url)
+    first = telegram.push_text("one", from_user=ADA)
+    second = telegram.push_text("two", from_user=ADA)
+    await telegram.wait_until_confirmed(second)
+    assert receiver.texts == ["one", "one", "one", "two"]
+    assert (telegram.deliveries_of(first), telegram.deliveries_of(second)) == (3, 1)
+    assert (await bot.get_webhook_info()).last_error_message == "Wrong response from the webhook: 503"
+
+
+async def test_updates_wait_for_a_webhook_that_is_not_there(
+    telegram: FakeTelegram, bot: Bot, receiver: Receiver, webhook_url: str
+) -> None:
+    """They go to the next address that the bot sets."""
+    await bot.set_webhook("http://127.0.0.1:1/nobody")
+    update_id = telegram.push_text("one", from_user=ADA)
+    await telegram.wait_for_deliveries(update_id, count=2)
+    assert (await bot.get_webhook_info()).last_error_message == "Connection failed"
+    await bot.set_webhook(webhook_url)
+    await telegram.wait_until_confirmed(update_id)
+    assert receiver.texts == ["one"]
+
+
+async def test_a_webhooks_answer_may_be_a_method(
+    telegram: FakeTelegram, bot: Bot, receiver: Receiver, webhook_url: str
+) -> None:
+    """Telegram runs it as if the bot had called it."""
+    order = {"method": "sendMessage", "chat_id": 7, "text": "at once"}
+    receiver.answers = [
+        HttpResponse(200, body=json.dumps(order).encode()),
+        HttpResponse(200, body=b"no JSON"),
+    ]
+    await bot.set_webhook(webhook_url)
+    for text in ("one", "two"):
+        await telegram.wait_until_confirmed(telegram.push_text(text, from_user=ADA))
+    assert [message.text for message in await telegram.wait_for_messages(1)] == ["at once"]
+
+
+async def test_a_bot_gets_the_types_of_updates_that_it_has_named(telegram: FakeTelegram, bot: Bot) -> None:
+    """Without a name reactions and members are left out, as at Telegram."""
+    telegram.push_update({"message_reaction": {}})
+    await bot.get_updates(allowed_updates=["poll"])
+    telegram.push_text("hello", from_user=ADA)
+    async with httpx.AsyncClient() as client:
+        telegram.push_update({"poll": {}})
+        answer = await client.get(f"{telegram.url}/bot{telegram.token}/getUpdates")
+    assert [list(update) for update in answer.json()["result"]] == [["update_id", "poll"]]
+
+
+async def test_telegram_refuses_a_bad_webhook(bot: Bot) -> None:
+    """It has to be HTTPS, and its secret of harmless characters."""
+    with pytest.raises(TelegramBadRequest, match="An HTTPS URL"):
+        await bot.set_webhook("http://example.com/x")
+    with pytest.raises(TelegramBadRequest, match="unallowed characters"):
+        await bot.set_webhook("https://example.com/x", secret_token="no spaces")
 
 
 # ── driven from another process ──────────────────────────────────────────────────────────────────

@@ -11,13 +11,16 @@ if TYPE_CHECKING:
     from hybridkit.testing._data_faults import DataFaults
     from hybridkit.testing._data_service import FakeDataService
     from hybridkit.testing._proxy import FaultProxy
-    from hybridkit.testing._telegram import FakeTelegram, SentMessage, TelegramUser
+    from hybridkit.testing._telegram._fake import FakeTelegram
+    from hybridkit.testing._telegram._limits import LimitViolation
+    from hybridkit.testing._telegram._records import SentMessage, TelegramUser
 
 __all__ = [
     "DataFaults",
     "FakeDataService",
     "FakeTelegram",
     "FaultProxy",
+    "LimitViolation",
     "SentMessage",
     "TelegramUser",
     "UniqueWhere",
@@ -26,10 +29,11 @@ __all__ = [
 _HOMES = {
     "DataFaults": "hybridkit.testing._data_faults",
     "FakeDataService": "hybridkit.testing._data_service",
-    "FakeTelegram": "hybridkit.testing._telegram",
+    "FakeTelegram": "hybridkit.testing._telegram._fake",
     "FaultProxy": "hybridkit.testing._proxy",
-    "SentMessage": "hybridkit.testing._telegram",
-    "TelegramUser": "hybridkit.testing._telegram",
+    "LimitViolation": "hybridkit.testing._telegram._limits",
+    "SentMessage": "hybridkit.testing._telegram._records",
+    "TelegramUser": "hybridkit.testing._telegram._records",
     "UniqueWhere": "hybridkit.dataservice._memory._table",
 }
 

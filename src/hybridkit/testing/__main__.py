@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from hybridkit.testing._telegram import DEFAULT_TOKEN, FakeTelegram
+from hybridkit.testing._telegram._fake import DEFAULT_TOKEN, FakeTelegram
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,8 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "telegram",
         help="run a fake Telegram and print the settings of a bot for it",
         description="Run a fake Telegram on 127.0.0.1, print the settings of a bot for it, and wait for Ctrl-C. "
-        "POST /control/updates, /control/redeliver and /control/faults drive it; GET /control/state tells what the "
-        "bot has sent.",
+        "POST /control/updates, /control/redeliver, /control/faults and /control/blocked drive it; GET /control/state "
+        "tells what the bot has sent.",
     )
     telegram.add_argument("--port", type=int, default=8081, help="8081 by default; 0 for any that is free")
     telegram.add_argument(

@@ -1,0 +1,1 @@
+"""A fake Telegram: the Bot API for one bot, over real HTTP, controlled by its test."""
