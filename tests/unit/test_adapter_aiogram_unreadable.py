@@ -108,7 +108,7 @@ async def test_numbers_may_jump(world: World, dispatcher: Dispatcher) -> None:
     """Gaps between update ids, as after a quiet week, do not delay a confirmation."""
     async with world.polling(dispatcher):
         for jump in (1, 5000, 3):
-            world.telegram._next_update_id += jump
+            world.telegram._updates._next_id += jump
             last = world.telegram.push_text("good", from_user=ADA)
         await world.telegram.wait_until_confirmed(last)
     assert texts(world.telegram) == ["good"] * 3

@@ -1,7 +1,7 @@
 """The updates that wait for the bot, and the two ways to them: `getUpdates` and the webhook."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 MAX_UPDATES_AT_ONCE: Final = 100
 FIRST_UPDATE_ID: Final = 1001
@@ -99,10 +99,14 @@ class Updates:
 
 def chat_of(update: Mapping[str, Any]) -> object:
     """Return what updates share that are delivered in order: their chat or user, or the update itself."""
-    event: Any = next((event for event in update.values() if isinstance(event, Mapping)), {})
-    message = event.get("message", event)  # a button's message has the chat
+    event = _members(next((update[name] for name in update if name != "update_id"), None))
+    message = _members(event.get("message"))  # a button's message has the chat
     for named in (message, event):
         for owner in ("chat", "from", "user"):
-            if owner in named:
-                return named[owner]["id"]
+            if "id" in (found := _members(named.get(owner))):
+                return found["id"]
     return update["update_id"]
+
+
+def _members(value: object) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}
