@@ -118,7 +118,7 @@ async def test_two_services_of_one_name_are_refused(tmp_path: Path) -> None:
     """Their logs would be one file."""
     async with Supervisor(tmp_path) as supervisor:
         await supervisor.start(service("one"))
-        with pytest.raises(MisuseError, match="one was started already"):
+        with pytest.raises(MisuseError, match="one is running already"):
             await supervisor.start(service("one"))
 
 
@@ -175,3 +175,49 @@ def test_logs_are_merged_by_request_id_in_order_of_time(tmp_path: Path) -> None:
         ("api", "answered"),
     ]
     assert str(merged[1]).endswith("worker               handled")
+
+
+async def test_a_killed_service_can_be_started_again(tmp_path: Path) -> None:
+    """Its log goes on, and the check does not complain of what was asked for."""
+    again = service("again")
+    async with Supervisor(tmp_path) as supervisor:
+        await supervisor.start(again)
+        await supervisor.kill("again")
+        assert await supervisor.wait("again") == -signal.SIGKILL
+        supervisor.check_running()
+        await supervisor.start(again)
+        assert await supervisor.stop() == {"again": 0}
+    assert (tmp_path / "again.log").read_text() == "hello from again\nhello from again\nstopped again\n"
+
+
+async def test_a_frozen_service_is_stopped_in_order_all_the_same(tmp_path: Path) -> None:
+    """Its stop thaws it, as a frozen process gets no SIGTERM."""
+    async with Supervisor(tmp_path) as supervisor:
+        await supervisor.start(service("ice"))
+        supervisor.freeze("ice")
+        pid = supervisor._children["ice"].pid
+        await until(lambda: _state(pid) == "T")
+        supervisor.thaw("ice")
+        await until(lambda: _state(pid) != "T")
+        supervisor.freeze("ice")
+        assert await supervisor.stop() == {"ice": 0}
+        supervisor.freeze("ice")  # does nothing to what has ended
+
+
+async def test_a_variable_of_the_parent_can_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None in the environment of a service means that it does not get the variable."""
+    monkeypatch.setenv("GREETER_OF_PARENT", "parent")
+    script = "import os; print(os.environ.get('GREETER_OF_PARENT'))"
+    plain = Service(
+        name="plain", argv=[sys.executable, "-c", script], environment={"GREETER_OF_PARENT": None}
+    )
+    async with Supervisor(tmp_path) as supervisor:
+        await supervisor.start(plain)
+        await supervisor.wait("plain")
+        assert supervisor.log_tail("plain") == "None"
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

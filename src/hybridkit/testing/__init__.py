@@ -8,33 +8,47 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hybridkit.dataservice._memory._table import UniqueWhere
+    from hybridkit.testing._collected_events import CollectedEvents, collect_events
     from hybridkit.testing._data_faults import DataFaults
     from hybridkit.testing._data_service import FakeDataService
     from hybridkit.testing._proxy import FaultProxy
+    from hybridkit.testing._stack import Stack
+    from hybridkit.testing._stack_environment import StackService
     from hybridkit.testing._telegram._fake import FakeTelegram
     from hybridkit.testing._telegram._limits import LimitViolation
     from hybridkit.testing._telegram._records import SentMessage, TelegramUser
+    from hybridkit.testing._waiting import until
 
 __all__ = [
+    "CollectedEvents",
     "DataFaults",
     "FakeDataService",
     "FakeTelegram",
     "FaultProxy",
     "LimitViolation",
     "SentMessage",
+    "Stack",
+    "StackService",
     "TelegramUser",
     "UniqueWhere",
+    "collect_events",
+    "until",
 ]
 
 _HOMES = {
+    "CollectedEvents": "hybridkit.testing._collected_events",
     "DataFaults": "hybridkit.testing._data_faults",
     "FakeDataService": "hybridkit.testing._data_service",
     "FakeTelegram": "hybridkit.testing._telegram._fake",
     "FaultProxy": "hybridkit.testing._proxy",
     "LimitViolation": "hybridkit.testing._telegram._limits",
     "SentMessage": "hybridkit.testing._telegram._records",
+    "Stack": "hybridkit.testing._stack",
+    "StackService": "hybridkit.testing._stack_environment",
     "TelegramUser": "hybridkit.testing._telegram._records",
     "UniqueWhere": "hybridkit.dataservice._memory._table",
+    "collect_events": "hybridkit.testing._collected_events",
+    "until": "hybridkit.testing._waiting",
 }
 
 

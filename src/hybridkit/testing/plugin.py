@@ -2,8 +2,9 @@
 
 `postgres_url`, `mongo_url`, `redis_url` and `rabbitmq_url` give each test a database or virtual host on a server that
 is started once per run, also over the processes of pytest-xdist; `mongo_transactions_url` does so on a MongoDB that
-has transactions. `own_postgres_server` and the like give a test a whole server, to be killed, frozen and restarted. A
-test whose server can't be started on this machine is skipped with the reason, or fails where the variable CI is set.
+has transactions. `make_stack` runs an application's processes on them, or on fakes. `own_postgres_server` and the
+like give a test a whole server, to be killed, frozen and restarted. A test whose server can't be started on this
+machine is skipped with the reason, or fails where the variable CI is set.
 
 Nothing is imported or started before a test asks for it.
 """
@@ -12,6 +13,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
@@ -19,6 +21,7 @@ import pytest
 if TYPE_CHECKING:
     from hybridkit.dev import Kind, Server, SharedServers
     from hybridkit.errors import ServerMissingError
+    from hybridkit.testing import Stack, StackService
 
 # The suite's assertions show their values, like those of a test file.
 pytest.register_assert_rewrite("hybridkit.testing.conformance")
@@ -157,6 +160,27 @@ def own_rabbitmq_cluster() -> Iterator[Sequence["Server"]]:
         except ServerMissingError as error:
             _give_up(_in_one_line(error))
         yield nodes
+
+
+@pytest.fixture
+def make_stack(request: pytest.FixtureRequest, tmp_path: Path) -> "Callable[..., Stack]":
+    """Return a function that makes a `hybridkit.testing.Stack`, with the logs of its processes in `tmp_path`.
+
+    It takes the arguments of `Stack`, and `real_servers=True`: then Redis, RabbitMQ and the databases that the
+    processes need, and that are not given, are those of the fixtures `redis_url`, `rabbitmq_url`, `postgres_url` and
+    `mongo_url`.
+    """
+
+    def make(*services: "str | StackService", real_servers: bool = False, **options: Any) -> "Stack":
+        from hybridkit.testing import Stack  # noqa: PLC0415 - costs nothing where no test asks for it
+        from hybridkit.testing._stack_environment import Members  # noqa: PLC0415
+
+        if real_servers:
+            for option in Members(services, callers=()).servers - options.keys():
+                options[option] = request.getfixturevalue(f"{option}_url")
+        return Stack(*services, **{"log_directory": tmp_path / "stack", **options})
+
+    return make
 
 
 def _find(request: pytest.FixtureRequest, kind: "Kind") -> "Server":

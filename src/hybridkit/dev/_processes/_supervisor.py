@@ -32,13 +32,13 @@ class Service:
     Attributes:
         name: unique in its `Supervisor`; its log is `NAME.log`.
         argv: the command with its arguments.
-        environment: variables that the process gets in addition to those of its parent.
+        environment: variables that the process gets in addition to those of its parent; None removes one of these.
         ready_url: an HTTP URL that answers 200 when the service is ready. Without one it is ready as soon as it runs.
     """
 
     name: str
     argv: Sequence[str]
-    environment: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    environment: Mapping[str, str | None] = field(default_factory=dict[str, str | None], repr=False)
     ready_url: str | None = None
 
 
@@ -88,8 +88,10 @@ class Supervisor:
             services: what to start.
             timeout_seconds: how long all of them together have to become ready.
 
+        A service that has ended may be started again; its log goes on.
+
         Raises:
-            MisuseError: a service of the same name was started before.
+            MisuseError: a service of the same name is running.
             ServerStartError: a service ended or was not ready in time; the message has the end of its log.
         """
         for service in services:
@@ -121,13 +123,28 @@ class Supervisor:
             async with asyncio.timeout(timeout_seconds):
                 for name in reversed(chosen):
                     self.send_signal(name, signal.SIGTERM)
+                    self.thaw(name)  # a frozen one gets no signal before it
                     await self.wait(name)
         except TimeoutError:
             pass  # the exit codes tell
         finally:
             for name in chosen:
-                self.send_signal(name, signal.SIGKILL)
+                self._signal_group(name, signal.SIGKILL)
         return {name: await self.wait(name) for name in chosen}
+
+    async def kill(self, name: str) -> None:
+        """Send SIGKILL to a service and its own processes, and wait until it has ended."""
+        self._stopped.add(name)
+        self._signal_group(name, signal.SIGKILL)
+        await self.wait(name)
+
+    def freeze(self, name: str) -> None:
+        """Send SIGSTOP to a service and its own processes: connections stay open, and nothing answers."""
+        self._signal_group(name, signal.SIGSTOP)
+
+    def thaw(self, name: str) -> None:
+        """Send SIGCONT to a service and its own processes, which go on where they were frozen."""
+        self._signal_group(name, signal.SIGCONT)
 
     def send_signal(self, name: str, number: signal.Signals) -> None:
         """Send a signal to a service; do nothing when it has ended."""
@@ -161,9 +178,17 @@ class Supervisor:
         words = log.read_text(errors="replace").splitlines() if log.exists() else []
         return "\n".join(map(readable, words[-lines:]))
 
+    def _signal_group(self, name: str, number: signal.Signals) -> None:
+        # Each service leads a session, and so a group, of its own; until it is waited for, no other has its number.
+        if self._children[name].returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._children[name].pid, number)
+
     async def _spawn(self, service: Service) -> None:
-        if service.name in self._children:
-            raise MisuseError(f"{service.name} was started already")
+        if service.name in self._children and self._children[service.name].returncode is None:
+            raise MisuseError(f"{service.name} is running already")
+        self._stopped.discard(service.name)
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **service.environment}
         with self._log(service.name).open("ab") as log:
             self._children[service.name] = await asyncio.create_subprocess_exec(
                 *_die_with_parent(service.argv),
@@ -172,7 +197,7 @@ class Supervisor:
                 stderr=asyncio.subprocess.STDOUT,
                 # A Ctrl-C in the terminal goes to the whole foreground group, but the order of stopping is ours.
                 start_new_session=True,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **service.environment},
+                env={name: value for name, value in environment.items() if value is not None},
             )
 
     def _log(self, name: str) -> Path:
