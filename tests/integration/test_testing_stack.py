@@ -114,6 +114,7 @@ async def test_a_name_that_nobody_has_is_refused(stack: Stack) -> None:
         stack.url("api")
     assert stack.names == [API, WORKER]
     assert stack.url(API) in repr(stack)
+    assert stack.management_url(API) != stack.url(API)
 
 
 async def test_outside_of_its_block_a_stack_says_so() -> None:

@@ -126,8 +126,12 @@ class Stack:
         return [member.name for member in self._members.all]
 
     def url(self, name: str) -> str:
-        """Return the base URL of a process: of its HTTP application, or of its health endpoint."""
+        """Return the base URL of a process's HTTP application."""
         return self._member(name).url
+
+    def management_url(self, name: str) -> str:
+        """Return the base URL of a process's management port, with its `/ready` and `/metrics`."""
+        return self._member(name).management_url
 
     async def stop(self, name: str) -> int:
         """Send SIGTERM to a process, wait until it has ended, and return its exit code."""
@@ -291,7 +295,7 @@ class Stack:
             name=member.name,
             argv=[sys.executable, "-m", member.declared.module],
             environment={"PYTHONPATH": _import_path(), **environment},
-            ready_url=f"{member.url}/ready",
+            ready_url=f"{member.management_url}/ready",
         )
 
     # ── while it runs ────────────────────────────────────────────────────────────────────────────

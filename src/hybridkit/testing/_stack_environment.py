@@ -80,7 +80,9 @@ class Member:
         self.service_name = _default_name(self.settings_class) or _name_of(declared.module)
         self.name = declared.name or self.service_name
         self.port = free_port() if declared.port is None else declared.port
+        self.management_port = free_port()
         self.url = f"http://{LOOPBACK}:{self.port}"
+        self.management_url = f"http://{LOOPBACK}:{self.management_port}"
 
     def __repr__(self) -> str:
         return f"Member({self.name!r}, {self.url})"
@@ -168,6 +170,8 @@ class Members:
             "SERVICE_NAME": member.service_name,
             "HOST": LOOPBACK,
             "PORT": str(member.port),
+            "MANAGEMENT_HOST": LOOPBACK,
+            "MANAGEMENT_PORT": str(member.management_port),
             "START_BUDGET_SECONDS": f"{start_seconds:g}",
             **self._servers(member, addresses),
             **self._data(member, addresses),

@@ -178,7 +178,8 @@ def make_stack(request: pytest.FixtureRequest, tmp_path: Path) -> "Callable[...,
         if real_servers:
             for option in Members(services, callers=()).servers - options.keys():
                 options[option] = request.getfixturevalue(f"{option}_url")
-        return Stack(*services, **{"log_directory": tmp_path / "stack", **options})
+        options.setdefault("log_directory", tmp_path / "stack")
+        return Stack(*services, **options)
 
     return make
 
