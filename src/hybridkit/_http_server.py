@@ -28,6 +28,7 @@ class HttpRequest(NamedTuple):
         headers: names in lower case, and values.
         body: without its framing.
         is_reusing: whether the connection has carried another request before.
+        peer: the address of the other side of the connection, without its port; empty where there is none.
     """
 
     method: str
@@ -35,6 +36,7 @@ class HttpRequest(NamedTuple):
     headers: Sequence[tuple[bytes, bytes]]
     body: bytes
     is_reusing: bool = False
+    peer: str = ""
 
 
 class HttpResponse(NamedTuple):
@@ -62,11 +64,15 @@ class HttpLimits:
         body_bytes: the largest body; more is refused with 413. None for any size; 0 leaves bodies unread, and ends the
             connection after the response to a request that has one.
         exchange_seconds: the longest time for a request and its response, then the connection ends; None for any.
+        read_seconds: the longest wait for a whole request, then the connection ends; None for any.
+        connections: the most connections at a time; more are closed at once. None for any number.
     """
 
     head_bytes: int = MAX_HEAD_BYTES
     body_bytes: int | None = None
     exchange_seconds: float | None = None
+    read_seconds: float | None = None
+    connections: int | None = None
 
 
 class HttpServer:
@@ -93,6 +99,8 @@ class HttpServer:
         self._name = name
         self._server: asyncio.Server | None = None
         self._connections = TaskSet()
+        self._open: dict[asyncio.Task[None], _Connection] = {}
+        self._is_draining = False
 
     def __repr__(self) -> str:
         return f"HttpServer({self._name!r}, connections={len(self._connections)})"
@@ -107,17 +115,49 @@ class HttpServer:
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound
 
-    async def close(self) -> None:
-        """Stop listening, and end the open connections without waiting for their responses."""
+    def stop_listening(self) -> None:
+        """Accept no further connections; those that are open end after their next response."""
+        self._is_draining = True
         if self._server is not None:
             self._server.close()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether a connection ends after its response."""
+        return self._is_draining
+
+    async def drain(self, seconds: float) -> None:
+        """Stop listening, end the idle connections, and wait for the responses to requests that have begun.
+
+        Args:
+            seconds: how long to wait at most.
+        """
+        self.stop_listening()
+        for task, connection in list(self._open.items()):
+            if connection.is_idle:
+                task.cancel()
+        await self._connections.wait(seconds=seconds)
+
+    async def close(self) -> None:
+        """Stop listening, and end the open connections without waiting for their responses."""
+        self.stop_listening()
         await self._connections.cancel()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.limits.connections is not None and len(self._connections) >= self.limits.connections:
+            writer.close()
+            return
         # asyncio can't cancel the task that it makes of a coroutine function without a complaint before 3.12.2.
-        task = self._connections.start(_Connection(self, reader, writer).serve(), name=self._name)
+        connection = _Connection(self, reader, writer)
+        task = self._connections.start(connection.serve(), name=self._name)
+        self._open[task] = connection
+
         # Not in the task's own `finally`: it may be cancelled before its first step.
-        task.add_done_callback(lambda _: writer.close())
+        def end(ended: asyncio.Task[None]) -> None:
+            del self._open[ended]
+            writer.close()
+
+        task.add_done_callback(end)
 
 
 class _Connection:
@@ -129,6 +169,13 @@ class _Connection:
         self._writer = writer
         self._protocol = h11.Connection(h11.SERVER, max_incomplete_event_size=server.limits.head_bytes)
         self._is_reused = False
+        address: tuple[str, int] | None = writer.get_extra_info("peername")
+        self._peer = address[0] if address else ""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing of a request has arrived."""
+        return self._protocol.states == {h11.SERVER: h11.IDLE, h11.CLIENT: h11.IDLE}
 
     async def serve(self) -> None:
         """Answer request after request until the connection ends."""
@@ -136,7 +183,8 @@ class _Connection:
             while True:
                 async with asyncio.timeout(self._server.limits.exchange_seconds):
                     await self._exchange()
-                if self._protocol.states != {h11.SERVER: h11.DONE, h11.CLIENT: h11.DONE}:
+                is_over = self._protocol.states != {h11.SERVER: h11.DONE, h11.CLIENT: h11.DONE}
+                if is_over or self._server.is_draining:
                     return
                 self._protocol.start_next_cycle()
                 self._is_reused = True
@@ -147,7 +195,8 @@ class _Connection:
 
     async def _exchange(self) -> None:
         try:
-            request = await self._read_request()
+            async with asyncio.timeout(self._server.limits.read_seconds):
+                request = await self._read_request()
         except h11.RemoteProtocolError as error:
             await self._send(self._server.refuse(error.error_status_hint, str(error)), method="")
             return
@@ -186,6 +235,7 @@ class _Connection:
             list(head.headers),
             bytes(body),
             self._is_reused,
+            self._peer,
         )
 
     async def _next_event(self) -> h11.Event | None:
@@ -208,6 +258,8 @@ class _Connection:
         # To HEAD too: without it, h11 announces chunks.
         if may_have_body and not any(name == b"content-length" for name, _ in headers):
             headers.append((b"content-length", b"%d" % len(response.body)))
+        if self._server.is_draining:
+            headers.append((b"connection", b"close"))
         reason = reason_phrases.get(response.status, "").encode()
         self._write(h11.Response(status_code=response.status, headers=headers, reason=reason))
         if has_body and response.drip_seconds:

@@ -16,7 +16,9 @@ from structlog.testing import capture_logs
 from hybridkit.adapters._telegram._chat_turns import ChatTurns
 from hybridkit.adapters._telegram._handling import HANDLER_SECONDS, UpdateRunner
 from hybridkit.adapters._telegram._polling import Polling
+from hybridkit.adapters._telegram._webhook import Webhook
 from hybridkit.adapters.aiogram import FAILURE_TEXTS, _connected_bot, _started
+from hybridkit.dev import free_port
 from hybridkit.idempotency import IdempotencyGuard, RedisDown
 from hybridkit.retry import Retry
 from hybridkit.settings import BotSettings, SecretUrl
@@ -55,10 +57,43 @@ class World:
         failure_texts: Mapping[str, str] = FAILURE_TEXTS,
         handler_seconds: float = HANDLER_SECONDS,
     ) -> AsyncGenerator[Polling]:
+        async with (
+            self._runner(
+                dispatcher, self.settings, failure_texts=failure_texts, handler_seconds=handler_seconds
+            ) as (updates, bot, redis),
+            Polling(bot, updates, redis) as polling,
+        ):
+            yield polling
+
+    @asynccontextmanager
+    async def webhook(self, dispatcher: Dispatcher, **settings: Any) -> AsyncGenerator[Webhook]:
+        """Run the bot with a webhook on a port of its own."""
+        port = free_port()
+        chosen: dict[str, Any] = {
+            "updates": "webhook",
+            "webhook_port": port,
+            "webhook_url": f"http://127.0.0.1:{port}",
+        }
+        made = BotSettings(**{**self.settings.model_dump(), **chosen, **settings})
+        async with (
+            self._runner(dispatcher, made) as (updates, bot, _),
+            Webhook(bot, updates, made) as webhook,
+        ):
+            yield webhook
+
+    @asynccontextmanager
+    async def _runner(
+        self,
+        dispatcher: Dispatcher,
+        settings: BotSettings,
+        *,
+        failure_texts: Mapping[str, str] = FAILURE_TEXTS,
+        handler_seconds: float = HANDLER_SECONDS,
+    ) -> AsyncGenerator[tuple[UpdateRunner, Bot, FakeAsyncRedis]]:
         async with AsyncExitStack() as stack:
             redis = await stack.enter_async_context(FakeAsyncRedis(server=self.redis, decode_responses=True))
             guard = IdempotencyGuard(redis, when_down=RedisDown.EXTERNAL)
-            bot = await stack.enter_async_context(_connected_bot(self.settings))
+            bot = await stack.enter_async_context(_connected_bot(settings))
             await stack.enter_async_context(_started(dispatcher, bot, redis, {Menu: self.menu, Bot: bot}))
             updates = UpdateRunner(
                 dispatcher,
@@ -69,7 +104,7 @@ class World:
                 handler_seconds=handler_seconds,
                 retry=QUICK,
             )
-            yield await stack.enter_async_context(Polling(bot, updates, redis))
+            yield updates, bot, redis
 
 
 @pytest.fixture

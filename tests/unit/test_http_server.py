@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from hybridkit._http_server import HttpLimits, HttpRequest, HttpResponse, HttpServer
+from hybridkit._tasks import is_set_within
 
 type Answer = Callable[[HttpRequest], Awaitable[HttpResponse | None]]
 type Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -157,3 +158,104 @@ async def test_its_repr_names_what_it_is_for() -> None:
     server = HttpServer(echo, refuse=lambda status, _: HttpResponse(status), name="test", limits=HttpLimits())
     await server.close()
     assert repr(server) == "HttpServer('test', connections=0)"
+
+
+async def test_a_request_tells_the_address_of_its_sender() -> None:
+    """It is the address of the connection's other side, without the port."""
+
+    async def peer(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(200, [], request.peer.encode())
+
+    async with connected(peer) as streams:
+        assert await exchange(streams, GET) == (200, b"127.0.0.1")
+
+
+async def test_a_drain_ends_idle_connections_and_waits_for_what_has_begun() -> None:
+    """What has begun is answered, with the word that the connection ends; nothing new is accepted."""
+    begun, release = asyncio.Event(), asyncio.Event()
+
+    async def slow(request: HttpRequest) -> HttpResponse:
+        begun.set()
+        await release.wait()
+        return await echo(request)
+
+    server = HttpServer(
+        slow, refuse=lambda status, _: HttpResponse(status), name="test server", limits=HttpLimits()
+    )
+    port = await server.listen("127.0.0.1", 0)
+    idle = await asyncio.open_connection("127.0.0.1", port)
+    busy = await asyncio.open_connection("127.0.0.1", port)
+    busy[1].write(GET)
+    async with asyncio.timeout(60):
+        await begun.wait()
+        draining = asyncio.create_task(server.drain(60))
+        assert await idle[0].read() == b""
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", port)
+        assert not draining.done()
+        release.set()
+        answer = (await busy[0].read()).lower()
+        await draining
+    assert answer.startswith(b"http/1.1 200")
+    assert b"connection: close" in answer
+    assert answer.endswith(b"get /a?b=%20 false ")
+    for _, writer in (idle, busy):
+        writer.close()
+    await server.close()
+
+
+async def test_a_drain_does_not_wait_for_longer_than_its_time() -> None:
+    """A request that is not answered in time is left to `close`."""
+    begun = asyncio.Event()
+
+    async def never(_: HttpRequest) -> HttpResponse:
+        begun.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    server = HttpServer(
+        never, refuse=lambda status, _: HttpResponse(status), name="test server", limits=HttpLimits()
+    )
+    port = await server.listen("127.0.0.1", 0)
+    async with asyncio.timeout(60):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(GET)
+        await begun.wait()
+        await server.drain(0.01)
+        await server.close()
+        assert await reader.read() == b""
+    writer.close()
+
+
+async def test_no_more_connections_are_kept_than_the_limit_allows() -> None:
+    """The second one is closed at once, and the first one goes on."""
+    server = HttpServer(
+        echo,
+        refuse=lambda status, _: HttpResponse(status),
+        name="test server",
+        limits=HttpLimits(connections=1),
+    )
+    port = await server.listen("127.0.0.1", 0)
+    async with asyncio.timeout(60):
+        first = await asyncio.open_connection("127.0.0.1", port)
+        assert (await exchange(first, GET))[0] == 200
+        second = await asyncio.open_connection("127.0.0.1", port)
+        assert await second[0].read() == b""
+        assert (await exchange(first, GET))[0] == 200
+    for _, writer in (first, second):
+        writer.close()
+    await server.close()
+
+
+async def test_a_request_that_does_not_come_whole_in_time_ends_its_connection() -> None:
+    """A slow client is not waited for, and a handler may take longer than that."""
+
+    async def slow(request: HttpRequest) -> HttpResponse:
+        await is_set_within(asyncio.Event(), seconds=0.1)
+        return await echo(request)
+
+    async with connected(slow, HttpLimits(read_seconds=0.05)) as streams:
+        reader, writer = streams
+        assert (await exchange(streams, GET))[0] == 200
+        writer.write(b"GET / HT")
+        assert await reader.read() == b""

@@ -53,8 +53,10 @@ try:
     from hybridkit.adapters._telegram._failures import FAILURE_TEXTS, check_texts
     from hybridkit.adapters._telegram._fsm import ChatIsolation, ChatStorage, fsm_in_redis
     from hybridkit.adapters._telegram._handling import HANDLER_SECONDS, TemporaryErrors, UpdateRunner
-    from hybridkit.adapters._telegram._polling import Polling, token_error
+    from hybridkit.adapters._telegram._polling import Polling
+    from hybridkit.adapters._telegram._reading import token_error
     from hybridkit.adapters._telegram._static_handlers import CONTEXT_NAMES, static_handlers
+    from hybridkit.adapters._telegram._webhook import Webhook
 except ImportError as error:
     if (error.name or "").partition(".")[0] != "aiogram":
         raise
@@ -74,7 +76,9 @@ def run_bot(
     failure_texts: Mapping[str, str] = FAILURE_TEXTS,
     handler_seconds: float = HANDLER_SECONDS,
 ) -> None:
-    """Poll Telegram for updates until SIGTERM, then finish what runs and return. A second signal ends what runs.
+    """Handle updates until SIGTERM, then finish what runs and return. A second signal ends what runs.
+
+    The settings say how updates arrive: by polling, by a webhook, or through a queue that replicas share.
 
     Args:
         dispatcher: the dispatcher. Its handlers may ask for `Postgres`, `Mongo`, `Publisher`, `Redis`, `Context`, the
@@ -100,10 +104,10 @@ def run_bot(
             failure_texts=failure_texts,
             handler_seconds=handler_seconds,
         )
-        async with running as (resources, polling):
+        async with running as (resources, source):
             resources.started()
             stop.started(resources)
-            await polling.until(stop.asked)
+            await source.until(stop.asked)
 
     run_process(settings_class, work)
 
@@ -143,7 +147,7 @@ async def _running_bot(
     lifespan: Lifespan | None,
     failure_texts: Mapping[str, str],
     handler_seconds: float,
-) -> AsyncGenerator[tuple[ServiceResources, Polling]]:
+) -> AsyncGenerator[tuple[ServiceResources, Polling | Webhook]]:
     check_texts(failure_texts)
     if handler_seconds <= 0:
         raise DeclarationError(f"handler_seconds must be positive, not {handler_seconds}")
@@ -162,10 +166,18 @@ async def _running_bot(
             failure_texts=failure_texts,
             handler_seconds=handler_seconds,
         )
-        polling = await resources.open("updates", lambda: Polling(bot, updates, redis), probe=Polling.probe)
-        resources.on_stop_accepting("updates", polling.stop_accepting)
-        resources.on_drain("updates", polling.drain)
-        yield resources, polling
+        source: Polling | Webhook
+        if settings.updates == "webhook":
+            source = await resources.open(
+                "updates", lambda: Webhook(bot, updates, settings), probe=Webhook.probe
+            )
+        else:
+            source = await resources.open(
+                "updates", lambda: Polling(bot, updates, redis), probe=Polling.probe
+            )
+        resources.on_stop_accepting("updates", source.stop_accepting)
+        resources.on_drain("updates", source.drain)
+        yield resources, source
 
 
 @asynccontextmanager
@@ -174,7 +186,8 @@ async def _connected_bot(settings: BotSettings) -> AsyncGenerator[Bot]:
     async with Bot(settings.bot_token.get_secret_value(), session=AiohttpSession(api=api)).context() as bot:
         try:
             me = await bot.me()
-            await bot.delete_webhook()  # with a webhook, Telegram refuses polling
+            if settings.webhook_url is None or settings.updates == "polling":
+                await bot.delete_webhook()  # with a webhook, Telegram refuses polling
         except TelegramUnauthorizedError:
             raise token_error() from None
         except AiogramError as error:

@@ -1,9 +1,9 @@
 """Settings of each kind of process: three capabilities, and the kinds that combine them."""
 
 import re
-from typing import Final
+from typing import Final, Literal
 
-from pydantic import Field, SecretStr, ValidationInfo, field_validator
+from pydantic import Field, IPvAnyNetwork, SecretStr, ValidationInfo, field_validator
 
 from hybridkit.errors import DeclarationError, MissingExtraError
 from hybridkit.settings._secret_url import (
@@ -112,22 +112,44 @@ class ApiSettings(DataClientSettings, RedisSettings, RabbitSettings):
 
 
 class WorkerSettings(DataClientSettings, RedisSettings, RabbitSettings):
-    """Settings of a consumer of events. Its management port is 9003 by default, and it has no other."""
+    """Settings of a consumer of events. Its `port` serves health and metrics, by default 8003."""
 
     port: int = Field(default=8003, ge=0, le=65535)
 
 
 class BotSettings(DataClientSettings, RedisSettings, RabbitSettings):
-    """Settings of a Telegram bot. Its management port is 9004 by default.
+    """Settings of a Telegram bot. Its `port` serves health and metrics, by default 8004.
 
     Attributes:
         bot_token: the token that @BotFather gave.
         telegram_api_url: the address of another Bot API server, such as a local one or a fake for tests.
+        updates: how updates reach the handlers. `polling` asks Telegram for them; `webhook` has Telegram send them;
+            `queue` stores them in RabbitMQ first, so that several replicas share the work.
+        webhook_url: the public HTTPS URL to which Telegram sends updates. One without a path gets a path that nobody
+            can guess. With `queue`, updates are polled for without it.
+        webhook_port: the port on which the webhook listens, beside the `port` of health and metrics; 0 takes a free
+            one.
+        webhook_networks: the networks that may call the webhook, such as Telegram's, `149.154.160.0/20` and
+            `91.108.4.0/22`; empty for all. Behind a proxy the last address of `X-Forwarded-For` counts.
     """
 
     port: int = Field(default=8004, ge=0, le=65535)
     bot_token: SecretStr = required("123456:what-BotFather-gave")
     telegram_api_url: HttpUrl = SecretUrl("https://api.telegram.org")
+    updates: Literal["polling", "webhook", "queue"] = "polling"
+    webhook_url: HttpUrl | None = None
+    webhook_port: int = Field(default=8005, ge=0, le=65535)
+    webhook_networks: tuple[IPvAnyNetwork, ...] = ()
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _is_where_telegram_sends(cls, value: SecretUrl | None, info: ValidationInfo) -> SecretUrl | None:
+        if value is None and info.data.get("updates") == "webhook":
+            raise refused(
+                "should be the public HTTPS URL that leads to WEBHOOK_PORT, such as https://bot.example.com, with"
+                " UPDATES=webhook"
+            )
+        return value
 
     @field_validator("bot_token")
     @classmethod

@@ -19,11 +19,11 @@ from aiogram import Bot
 from aiogram.exceptions import AiogramError, TelegramUnauthorizedError
 
 from hybridkit.adapters._telegram._handling import UpdateRunner
-from hybridkit.adapters._telegram._reading import AskForUpdates, id_of
+from hybridkit.adapters._telegram._reading import AskForUpdates, id_of, token_error
 from hybridkit.adapters._telegram._running_updates import RunningUpdates, skip
 from hybridkit.adapters._telegram._updates import UpdateLog
 from hybridkit.coordination import Redis, Shelf
-from hybridkit.errors import AccessDeniedError, HybridkitError, UnavailableError
+from hybridkit.errors import HybridkitError, UnavailableError
 from hybridkit.observability import get_logger
 from hybridkit.retry import UNLIMITED, Retry, asked_seconds
 
@@ -51,11 +51,6 @@ SHELF_CHECK_SECONDS: Final = 30.0
 _BACKOFF: Final = Retry.exponential(first_seconds=0.5, cap_seconds=10.0, attempts=UNLIMITED)
 
 _log = get_logger("hybridkit.bot")
-
-
-def token_error() -> AccessDeniedError:
-    """Return the error for a 401 of Telegram's."""
-    return AccessDeniedError("Telegram does not know BOT_TOKEN: set the one that @BotFather gave")
 
 
 class Polling:

@@ -13,6 +13,8 @@ from aiogram.dispatcher.middlewares.user_context import UserContextMiddleware
 from aiogram.methods import TelegramMethod
 from aiogram.types import Update
 
+from hybridkit.errors import AccessDeniedError
+
 UNKNOWN: Final = "unknown"
 _TYPES: Final = frozenset(Update.model_fields) - {"update_id"}
 _TYPE_SYNTAX: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -64,3 +66,8 @@ def chat_of(update: Update) -> object:
     """Return what updates that are handled in order share: their chat, or else the user, or None."""
     context = UserContextMiddleware.resolve_event_context(update)
     return context.chat_id or context.user_id
+
+
+def token_error() -> AccessDeniedError:
+    """Return the error for a 401 of Telegram's."""
+    return AccessDeniedError("Telegram does not know BOT_TOKEN: set the one that @BotFather gave")

@@ -1,6 +1,6 @@
 """Telegram."""
 
-from hybridkit.observability._metrics._declare import WORK_SECONDS, counter, histogram
+from hybridkit.observability._metrics._declare import WORK_SECONDS, counter, gauge, histogram
 
 
 class TelegramMetrics:
@@ -30,4 +30,14 @@ class TelegramMetrics:
     bot_chat_takeovers = counter(
         "hybridkit_bot_chat_takeovers_total",
         "Chats that were taken over from a replica which had died or frozen.",
+    )
+    bot_webhook_requests = counter(
+        "hybridkit_bot_webhook_requests_total",
+        "Requests to the webhook.",
+        ("outcome",),
+    )
+    bot_webhook_backlog = gauge(
+        "hybridkit_bot_webhook_backlog_messages",
+        "Updates that wait at Telegram for the webhook; Telegram is asked once a minute.",
+        workers="livemax",
     )
