@@ -19,6 +19,7 @@ from hybridkit.coordination import SessionInfo
 from hybridkit.dev import Server
 from hybridkit.errors import DeclarationError
 from hybridkit.observability import metrics
+from hybridkit.security import OPEN
 from hybridkit.settings import RedisSettings, SecretUrl, ServiceSettings
 from tests.helpers import until
 from tests.helpers.apis import key, problem
@@ -135,7 +136,7 @@ class Browsers:
 
 @asynccontextmanager
 async def running(redis_url: str, **settings: Any) -> AsyncGenerator[Browsers]:
-    app = create_app(RedisSettings, title="Shop")
+    app = create_app(RedisSettings, title="Shop", security=OPEN)
     app.include_router(router)
     app.state.release = asyncio.Event()
     app.state.settings = RedisSettings(

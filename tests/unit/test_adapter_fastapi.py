@@ -19,6 +19,7 @@ from hybridkit.adapters.fastapi import api_lifespan, create_app
 from hybridkit.context import bind, current
 from hybridkit.errors import MisuseError, RateLimitedError, UnavailableError, UniqueViolationError
 from hybridkit.observability import Tracing
+from hybridkit.security import OPEN
 from hybridkit.settings import SecretUrl
 from tests.helpers.apis import Settings, serving
 
@@ -30,7 +31,7 @@ class Order(BaseModel):
 
 @pytest.fixture
 def app() -> FastAPI:
-    application = create_app(Settings, title="Test")
+    application = create_app(Settings, title="Test", security=OPEN)
 
     @application.get("/context")
     async def context(context: Context) -> dict[str, Any]:

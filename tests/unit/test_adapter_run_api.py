@@ -17,6 +17,7 @@ import asyncio, sys
 from contextlib import asynccontextmanager
 from hybridkit.adapters import _running
 from hybridkit.adapters.fastapi import create_app, run_api
+from hybridkit.security import OPEN
 from hybridkit.settings import ServiceSettings
 
 _running.UNREADY_SECONDS = 0.5
@@ -29,7 +30,7 @@ async def lifespan(app):
     yield
     print("closed in order", flush=True)
 
-app = create_app(ServiceSettings, title="Test", lifespan=lifespan)
+app = create_app(ServiceSettings, title="Test", lifespan=lifespan, security=OPEN)
 
 @app.get("/wait/{seconds}")
 async def wait(seconds: float):

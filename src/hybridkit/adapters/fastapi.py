@@ -46,6 +46,7 @@ from hybridkit.context import current
 from hybridkit.contract import Problem, whole_characters
 from hybridkit.coordination import Redis
 from hybridkit.errors import (
+    DeclarationError,
     FieldProblem,
     HybridkitError,
     InvalidRequestError,
@@ -57,6 +58,7 @@ from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.lifespan import ServiceResources
 from hybridkit.messaging import RobustPublisher
 from hybridkit.observability import is_tracing, render_metrics
+from hybridkit.security import OpenAccess, Security
 from hybridkit.settings import ServiceSettings
 
 try:
@@ -78,6 +80,9 @@ try:
         require_idempotency_key,
     )
     from hybridkit.adapters._http._web_sessions import SessionCookies, WebSession
+    from hybridkit.adapters._security._documents import describe_security
+    from hybridkit.adapters._security._middleware import SecurityMiddleware
+    from hybridkit.adapters._security._routes import check_policies
 except ImportError:
     raise MissingExtraError(__name__, extra="fastapi") from None
 
@@ -123,6 +128,7 @@ def create_app(
     lifespan: AppLifespan | None = None,
     internal: bool = False,
     body_limits: Mapping[str, int] | None = None,
+    security: Security | OpenAccess | None = None,
 ) -> FastAPI:
     """Return an application that opens its resources when it starts and closes them when it stops. It may start again.
 
@@ -140,6 +146,9 @@ def create_app(
             something failed.
         body_limits: the limits of request bodies in bytes, by the path that a URL begins with, such as
             `{"/photos": 20 * 2**20}`; 1 MiB for all others, or the limit of `/`. Longer bodies are answered with 413.
+        security: how callers prove who they are. Every route then needs a policy, `require(...)` or `public`, or the
+            application does not start. `OPEN` says that everybody may call everything. None, the default, is the same
+            outside of production; there an application that is not `internal` does not start without one of both.
 
     Raises:
         DeclarationError: a body limit's path does not begin with a slash, or the limit is not positive.
@@ -150,7 +159,9 @@ def create_app(
         settings = getattr(app.state, "settings", None) or settings_class()
         inner = lifespan(app) if lifespan else nullcontext()
         try:
+            _check_declared(security, settings, internal=internal)
             async with api_lifespan(app, settings) as resources, inner as state:
+                check_policies(app, security, own)
                 resources.started()
                 yield state
         finally:
@@ -169,6 +180,9 @@ def create_app(
     app.add_middleware(
         IdempotencyMiddleware, guard=_guard_of, claims_inside=claims_after_dependencies, internal=internal
     )
+    own: list[Any] = []
+    if isinstance(security, Security):
+        app.add_middleware(SecurityMiddleware, security=lambda _: security, own=own)
     app.add_middleware(ProblemMiddleware, internal=internal, handle_failure=_handle_failure)
     app.state.event_streams = EventStreams()
     app.add_middleware(ExceptionMiddleware, handlers=dict(app.exception_handlers))
@@ -179,6 +193,8 @@ def create_app(
         streams=app.state.event_streams,
     )
     _add_routes(app)
+    own.extend(app.router.routes)
+    app.state.security, app.state.own_routes = security, own
     return app
 
 
@@ -206,6 +222,8 @@ class _Api(FastAPI):
         document_limits(self.routes)
         document = super().openapi()
         describe_required_keys(document)
+        if isinstance(self.state.security, Security):
+            describe_security(document, self.routes, self.state.security)
         return document
 
 
@@ -245,6 +263,21 @@ def run_api(app: FastAPI) -> None:
             await Server(app, settings, stop).serve()
 
     run_process(app.state.settings_class, serve)
+
+
+def _check_declared(
+    security: Security | OpenAccess | None, settings: ServiceSettings, *, internal: bool
+) -> None:
+    """Refuse an application in production that does not say who may call it.
+
+    Raises:
+        DeclarationError: it has no security, and does not say that it is open.
+    """
+    if security is None and not internal and settings.environment == "production":
+        raise DeclarationError(
+            "in production an application says who may call it: create_app(security=Security(...)), or security=OPEN"
+            " if everybody may call everything"
+        )
 
 
 # ── answers ──────────────────────────────────────────────────────────────────────────────────────

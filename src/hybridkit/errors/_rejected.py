@@ -206,10 +206,18 @@ class UnsupportedMediaTypeError(RejectedError):
 
 
 class UnauthenticatedError(RejectedError):
-    """The caller doesn't prove its identity."""
+    """The caller doesn't prove its identity.
+
+    Attributes:
+        challenge: the `WWW-Authenticate` of the response (RFC 9110, section 11.6.1).
+    """
 
     code = "UNAUTHENTICATED"
     status = 401
+
+    def __init__(self, message: str = "", *, challenge: str = "Bearer") -> None:
+        super().__init__(message)
+        self.challenge = challenge
 
 
 class SessionEndedError(UnauthenticatedError):
@@ -219,10 +227,18 @@ class SessionEndedError(UnauthenticatedError):
 
 
 class AccessDeniedError(RejectedError):
-    """The caller may not do this."""
+    """The caller may not do this.
+
+    Attributes:
+        challenge: the `WWW-Authenticate` of the response, which says what the credentials lack; None without one.
+    """
 
     code = "ACCESS_DENIED"
     status = 403
+
+    def __init__(self, message: str = "", *, challenge: str | None = None) -> None:
+        super().__init__(message)
+        self.challenge = challenge
 
 
 class CrossSiteError(AccessDeniedError):

@@ -1,4 +1,16 @@
-"""Prove which service calls: short-lived service tokens, made by the caller and checked by the callee.
+"""Prove who calls: people and programs outside by tokens, our own services by service tokens.
+
+```python
+app = create_app(Settings, title="Shop", security=Security(authenticator))
+
+@app.get("/orders", dependencies=[require(scope="orders:read")])
+async def orders(principal: CurrentPrincipal) -> list[Order]: ...
+
+@app.get("/prices", dependencies=[public])
+async def prices() -> list[Price]: ...
+```
+
+A route without a policy keeps the application from starting. Between services:
 
 ```python
 issuer = ServiceTokenIssuer("api_service", key=key, audience="db_postgres_service")
@@ -8,17 +20,65 @@ verifier = ServiceTokenVerifier({"api_service": key}, audience="db_postgres_serv
 caller = verifier.caller(request.headers["authorization"])
 ```
 
-A token is a JWT (RFC 7519) that names its maker and its audience. It lives for a minute, so that a leaked one is soon
-worth nothing, and another service can't use it.
+A service token is a JWT (RFC 7519) that names its maker and its audience. It lives for a minute, so that a leaked one
+is soon worth nothing, and another service can't use it.
+
+Names are imported when they are used, as each needs its own extra: `fastapi` for policies, `security` for tokens.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from hybridkit.errors import MissingExtraError
 
-try:
+if TYPE_CHECKING:
+    from hybridkit.security._policies import CurrentPrincipal, OptionalPrincipal, public, require
+    from hybridkit.security._principal import Principal
+    from hybridkit.security._security import OPEN, Authenticator, OpenAccess, Security
     from hybridkit.security._service_tokens import ServiceTokenIssuer, ServiceTokenVerifier
-except ModuleNotFoundError as error:
-    if error.name not in {"jwt", "cryptography"}:
-        raise
-    raise MissingExtraError(__name__, extra="security") from None
 
-__all__ = ["ServiceTokenIssuer", "ServiceTokenVerifier"]
+__all__ = [
+    "OPEN",
+    "Authenticator",
+    "CurrentPrincipal",
+    "OpenAccess",
+    "OptionalPrincipal",
+    "Principal",
+    "Security",
+    "ServiceTokenIssuer",
+    "ServiceTokenVerifier",
+    "public",
+    "require",
+]
+
+_HOMES = {
+    "OPEN": "_security",
+    "Authenticator": "_security",
+    "CurrentPrincipal": "_policies",
+    "OpenAccess": "_security",
+    "OptionalPrincipal": "_policies",
+    "Principal": "_principal",
+    "Security": "_security",
+    "ServiceTokenIssuer": "_service_tokens",
+    "ServiceTokenVerifier": "_service_tokens",
+    "public": "_policies",
+    "require": "_policies",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        value = getattr(import_module(f"{__name__}.{home}"), name)
+    except ModuleNotFoundError as error:
+        if error.name not in {"jwt", "cryptography", "argon2"}:
+            raise
+        raise MissingExtraError(f"{__name__}.{name}", extra="security") from None
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from hybridkit.testing._collected_events import CollectedEvents, collect_events
     from hybridkit.testing._data_faults import DataFaults
     from hybridkit.testing._data_service import FakeDataService
+    from hybridkit.testing._policies import assert_every_route_has_a_policy
     from hybridkit.testing._proxy import FaultProxy
     from hybridkit.testing._stack import Stack
     from hybridkit.testing._stack_environment import StackService
@@ -31,6 +32,7 @@ __all__ = [
     "StackService",
     "TelegramUser",
     "UniqueWhere",
+    "assert_every_route_has_a_policy",
     "collect_events",
     "until",
 ]
@@ -49,6 +51,7 @@ _HOMES = {
     "UniqueWhere": "hybridkit.dataservice._memory._table",
     "collect_events": "hybridkit.testing._collected_events",
     "until": "hybridkit.testing._waiting",
+    "assert_every_route_has_a_policy": "hybridkit.testing._policies",
 }
 
 

@@ -4,10 +4,11 @@
 RequestContextMiddleware            binds the context, answers errors, logs and measures each request
 └── the application's middleware    whenever it was added
     └── ProblemMiddleware           turns errors into problems, which pass through that middleware as responses
-        └── IdempotencyMiddleware   runs a keyed write once; see `_keyed.py`
-            └── TextMiddleware      refuses text that no database stores; not when our own services call
-                └── HeadMiddleware  answers `HEAD` as `GET`
-                    └── the application
+        └── SecurityMiddleware      knows the caller, and refuses whom the route's policies do not let in
+            └── IdempotencyMiddleware   runs a keyed write once; see `_keyed.py`
+                └── TextMiddleware      refuses text that no database stores; not when our own services call
+                    └── HeadMiddleware  answers `HEAD` as `GET`
+                        └── the application
 ```
 
 https://asgi.readthedocs.io/en/latest/specs/www.html
@@ -332,7 +333,7 @@ async def _send_problem(error: Exception, scope: Scope, send: Send, *, internal:
     if problem.status >= 500:
         _log_failure(error, "request failed", is_expected=problem.code != "INTERNAL")
     body = problem_body(problem)
-    headers = [*problem_headers(problem), (b"content-length", b"%d" % len(body))]
+    headers = [*problem_headers(problem, error), (b"content-length", b"%d" % len(body))]
     if isinstance(error, AmbiguousHeadError):
         headers.append((b"connection", b"close"))
     await send_response(send, problem.status, headers, body)

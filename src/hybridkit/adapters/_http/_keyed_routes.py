@@ -37,7 +37,7 @@ def claims_after_dependencies(scope: Scope) -> bool:
     Args:
         scope: the scope of the request, before routing.
     """
-    dependant = getattr(_matched_route(scope["app"].router.routes, scope), "dependant", None)
+    dependant = getattr(matched_route(scope["app"].router.routes, scope), "dependant", None)
     if not isinstance(dependant, Dependant) or dependant.call is None:
         return False
     if not any(isinstance(each.call, _ClaimDependency) for each in dependant.dependencies):
@@ -52,7 +52,7 @@ def is_routed(scope: Scope) -> bool:
     Args:
         scope: the scope of the request, before routing.
     """
-    return _matched_route(scope["app"].router.routes, scope) is not None
+    return matched_route(scope["app"].router.routes, scope) is not None
 
 
 def reads_body(scope: Scope) -> bool:
@@ -61,14 +61,19 @@ def reads_body(scope: Scope) -> bool:
     Args:
         scope: the scope of the request, before routing.
     """
-    dependant = getattr(_matched_route(scope["app"].router.routes, scope), "dependant", None)
+    dependant = getattr(matched_route(scope["app"].router.routes, scope), "dependant", None)
     return isinstance(dependant, Dependant) and any(
         each.body_params for each in (dependant, *_inner(dependant))
     )
 
 
-def _matched_route(routes: Iterable[Any], scope: Scope) -> Any:
-    """Return the route for a request, also one of an included router or a mounted application."""
+def matched_route(routes: Iterable[Any], scope: Scope) -> Any:
+    """Return the route for a request, also one of an included router or a mounted application.
+
+    Args:
+        routes: the routes of the application.
+        scope: the scope of the request, before routing.
+    """
     for route in routes:
         match, child = route.matches(scope)
         if match is not Match.FULL:
@@ -77,9 +82,9 @@ def _matched_route(routes: Iterable[Any], scope: Scope) -> Any:
         route = getattr(route, "starlette_route", None) or route  # noqa: PLW2901
         inner = {**scope, **child}
         if isinstance(route, Mount | Host):
-            return _matched_route(route.routes, inner)
+            return matched_route(route.routes, inner) if route.routes else route
         included = getattr(route, "effective_candidates", None)
-        return route if included is None else _matched_route(included(), inner)
+        return route if included is None else matched_route(included(), inner)
     return None
 
 

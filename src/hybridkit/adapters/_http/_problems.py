@@ -148,13 +148,21 @@ def problem_body(problem: Problem) -> bytes:
     return problem.model_dump_json(exclude_none=True).encode()
 
 
-def problem_headers(problem: Problem) -> list[tuple[bytes, bytes]]:
-    """Return the headers of a response with a problem."""
+def problem_headers(problem: Problem, error: BaseException | None = None) -> list[tuple[bytes, bytes]]:
+    """Return the headers of a response with a problem.
+
+    Args:
+        problem: the problem.
+        error: the error that it is about, which may name the credentials that are missing.
+    """
     headers = [(b"content-type", PROBLEM_MEDIA_TYPE.encode())]
     if problem.retry_after_seconds is not None:
         headers.append((b"retry-after", str(math.ceil(problem.retry_after_seconds)).encode()))
+    challenge = None if error is None else getattr(unwrapped(error), "challenge", None)
     if problem.status == 401:  # required by RFC 9110, section 15.5.2; all our tokens are bearer tokens
-        headers.append((b"www-authenticate", b"Bearer"))
+        headers.append((b"www-authenticate", (challenge or "Bearer").encode()))
+    elif problem.status == 403 and challenge:  # RFC 6750, section 3.1
+        headers.append((b"www-authenticate", challenge.encode()))
     return headers
 
 

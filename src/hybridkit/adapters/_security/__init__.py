@@ -1,0 +1,1 @@
+"""Authentication and policies in front of the routes of an HTTP application."""
