@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, Final, Literal, NewType, Self, cast, get_origin
 
@@ -36,7 +37,7 @@ from hybridkit.errors import (
 from hybridkit.idempotency import IdempotencyGuard, RedisDown
 from hybridkit.lifespan import Dependency, Health, HealthServer, ServiceResources, StopAction
 from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
-from hybridkit.observability import configure_logging, configure_tracing, get_logger, render_metrics
+from hybridkit.observability import Watchdog, configure_logging, configure_tracing, get_logger, render_metrics
 from hybridkit.settings import DataClientSettings, RabbitSettings, RedisSettings, SecretUrl, ServiceSettings
 
 type Kind = Literal["fastapi", "aiogram", "worker"]
@@ -48,6 +49,9 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 UNREADY_SECONDS: Final = 5.0
 """How long a load balancer may take to notice that a process in production is not ready any more."""
 FAILED: Final = 1
+
+_owns_process: Final = ContextVar("hybridkit_owns_process", default=False)
+"""Whether `run_process` runs this, so that what a process has once (faulthandler's timer) may be taken."""
 
 _log = get_logger("hybridkit.process")
 
@@ -104,6 +108,8 @@ async def open_resources(
             shutdown_seconds=settings.shutdown_seconds,
             unready_seconds=UNREADY_SECONDS if settings.environment == "production" else 0.0,
         ) as resources:
+            watchdog = await resources.open("watchdog", lambda: _watchdog(settings))
+            resources.health.watch(watchdog.is_alive)
             resources.on_flush("traces", lambda seconds: tracing.aclose(timeout_seconds=seconds))
             for type_ in type(settings).__mro__:
                 if issubclass(type_, ServiceSettings):
@@ -133,6 +139,14 @@ async def _for_declarations(redis: Redis, settings: ServiceSettings) -> AsyncGen
 
 def _health_server(settings: ServiceSettings, health: Health) -> HealthServer:
     return HealthServer(health, port=settings.port, host=settings.host, metrics=render_metrics)
+
+
+def _watchdog(settings: ServiceSettings) -> Watchdog:
+    return Watchdog(
+        stall_seconds=settings.loop_stall_seconds,
+        dead_seconds=settings.loop_dead_seconds,
+        watches_c_calls=_owns_process.get(),
+    )
 
 
 def _dependencies(kind: Kind, settings: ServiceSettings) -> Generator[Dependency[Any]]:
@@ -336,6 +350,7 @@ def run_process[SettingsT: ServiceSettings](
     configure_logging(settings)
 
     async def with_signals() -> None:
+        _owns_process.set(True)  # ContextVar has no keyword for it
         with StopSignals() as stop:
             try:
                 await main(settings, stop)

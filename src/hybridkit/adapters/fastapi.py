@@ -284,8 +284,9 @@ def _check_declared(
 
 
 def _add_routes(app: FastAPI) -> None:
-    async def health(_: Request) -> Response:
-        return _json(200, {"status": "alive"})
+    async def health(request: Request) -> Response:
+        resources: ServiceResources = request.app.state.resources
+        return _json(*resources.health.liveness())
 
     async def ready(request: Request) -> Response:
         resources: ServiceResources = request.app.state.resources

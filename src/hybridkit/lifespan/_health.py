@@ -110,6 +110,11 @@ class Health:
         self._round: asyncio.Task[None] | None = None
         self._is_started = False
         self._is_draining = False
+        self._is_alive: Callable[[], bool] = lambda: True
+
+    def watch(self, is_alive: Callable[[], bool]) -> None:
+        """Make liveness depend on this, as a rule on `Watchdog.is_alive`; otherwise an answer is taken for life."""
+        self._is_alive = is_alive
 
     def add(self, name: str, probe: Probe) -> None:
         """Make readiness depend on this probe.
@@ -138,6 +143,12 @@ class Health:
     def drain(self) -> None:
         """Mark the process as stopping: it is no longer ready, whatever the probes say."""
         self._is_draining = True
+
+    def liveness(self) -> tuple[int, dict[str, Any]]:
+        """Return the HTTP status of `/health`, 200 or 503, and its body."""
+        if self._is_alive():
+            return HTTPStatus.OK, {"status": "alive"}
+        return HTTPStatus.SERVICE_UNAVAILABLE, {"status": "stalled"}
 
     async def readiness(self) -> Readiness:
         """Run all probes concurrently, or return the last results while they are fresh."""
@@ -253,7 +264,7 @@ class HealthServer:
             return _response(HTTPStatus.METHOD_NOT_ALLOWED)
         path = request.target.partition("?")[0]
         if path == "/health":
-            return _json_response(HTTPStatus.OK, {"status": "alive"})
+            return _json_response(*self._health.liveness())
         if path == "/ready":
             readiness = await self._health.readiness()
             return _json_response(readiness.status_code, readiness.to_dict())

@@ -26,10 +26,12 @@ from hybridkit.observability._tracing import (
     span,
     trace_headers,
 )
+from hybridkit.observability._watchdog import Watchdog
 
 __all__ = [
     "Metrics",
     "Tracing",
+    "Watchdog",
     "class_name",
     "configure_logging",
     "configure_tracing",

@@ -54,6 +54,8 @@ class ServiceSettings(BaseSettings, Reporting):  # pyright: ignore[reportIncompa
         port: the port of the HTTP application, or of the health endpoint of a worker or bot; 0 takes a free one.
         start_budget_seconds: how long dependencies may take to answer before the start is given up.
         shutdown_seconds: the time from SIGTERM to the end; the orchestrator's grace period should be the same.
+        loop_stall_seconds: how long the event loop may be blocked before a warning says what blocks it.
+        loop_dead_seconds: how long the event loop may be blocked before the process counts as dead.
         otel_exporter_otlp_endpoint: the base URL of an OTLP/HTTP collector; without one no trace is exported.
 
     Raises:
@@ -78,6 +80,8 @@ class ServiceSettings(BaseSettings, Reporting):  # pyright: ignore[reportIncompa
     port: int = Field(default=8000, ge=0, le=65535)
     start_budget_seconds: float = Field(default=60.0, gt=0)
     shutdown_seconds: float = Field(default=30.0, gt=0)
+    loop_stall_seconds: float = Field(default=1.0, ge=0.05)
+    loop_dead_seconds: float = Field(default=30.0, gt=0)
     otel_exporter_otlp_endpoint: HttpUrl | None = None
 
     def __init__(self, /, **values: Any) -> None:
