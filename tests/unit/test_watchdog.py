@@ -30,7 +30,7 @@ def block_until(condition: Callable[[], object], *, seconds: float = 60) -> None
 
 
 def stalls() -> float:
-    return metrics.event_loop_stalls._value.get()
+    return float(metrics.event_loop_stalls._value.get())
 
 
 def told(logs: list[Any], event: str) -> list[Any]:
