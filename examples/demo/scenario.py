@@ -92,7 +92,7 @@ class World:
     async def skipped(self, service: str, metric: str) -> float:
         """Return a counter of duplicates from a service's metrics."""
         async with httpx.AsyncClient() as client:
-            lines = (await client.get(f"{self.stack.url(service)}/metrics")).text.splitlines()
+            lines = (await client.get(f"{self.stack.management_url(service)}/metrics")).text.splitlines()
         counted = [line for line in lines if line.startswith(metric) and 'outcome="duplicate"' in line]
         return sum(float(line.rsplit(" ", 1)[1]) for line in counted)
 

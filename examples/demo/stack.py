@@ -4,7 +4,7 @@ import json
 import secrets
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
@@ -53,7 +53,8 @@ class Stack:
 
     def __init__(self, urls: Urls) -> None:
         self.urls = urls
-        self.ports = _choose_ports()
+        self.ports = _choose_ports(_PREFERRED_PORTS)
+        self.management_ports = _choose_ports({name: _PREFERRED_PORTS[name] + 1000 for name in SERVICES})
         self.telegram_token = FakeTelegram().token
         self.keys = {name: secrets.token_urlsafe(32) for name in (*BUSINESS_SERVICES, OBSERVER)}
 
@@ -63,6 +64,10 @@ class Stack:
     def url(self, name: str) -> str:
         """Return the base URL of a process."""
         return f"http://{LOOPBACK}:{self.ports[name]}"
+
+    def management_url(self, name: str) -> str:
+        """Return the base URL of a service's management port, which has its readiness and metrics."""
+        return f"http://{LOOPBACK}:{self.management_ports[name]}"
 
     async def start(self, supervisor: Supervisor) -> None:
         """Start all processes in the order of their dependencies, and wait until they are ready."""
@@ -88,11 +93,12 @@ class Stack:
                 "SERVICE_NAME": name,
                 "HOST": LOOPBACK,
                 "PORT": str(self.ports[name]),
+                "MANAGEMENT_PORT": str(self.management_ports[name]),
                 "START_BUDGET_SECONDS": str(START_SECONDS),
                 **self._environment(name),
                 **self._keys(name),
             },
-            ready_url=f"{self.url(name)}/ready",
+            ready_url=f"{self.management_url(name)}/ready",
         )
 
     def _environment(self, name: str) -> dict[str, str]:
@@ -123,9 +129,9 @@ class Stack:
         return ServiceTokenIssuer(OBSERVER, key=self.keys[OBSERVER], audience=callee).header
 
 
-def _choose_ports() -> dict[str, int]:
+def _choose_ports(preferred: Mapping[str, int]) -> dict[str, int]:
     """Return the documented ports, with others in place of those that are taken."""
-    return {name: port if _is_free(port) else free_port() for name, port in _PREFERRED_PORTS.items()}
+    return {name: port if _is_free(port) else free_port() for name, port in preferred.items()}
 
 
 def _is_free(port: int) -> bool:

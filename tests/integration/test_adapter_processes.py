@@ -74,7 +74,7 @@ class Worker:
         service = Service(
             name=name,
             argv=[sys.executable, "-c", WORKER],
-            environment=self.environment | {"PORT": str(port)},
+            environment=self.environment | {"MANAGEMENT_PORT": str(port)},
             ready_url=f"http://127.0.0.1:{port}/ready",
         )
         await self.supervisor.start(service, timeout_seconds=60)

@@ -280,6 +280,26 @@ async def test_health_ready_and_metrics_are_there_and_undocumented(app: FastAPI)
     assert not {"/health", "/ready", "/metrics"} & set(documented)
 
 
+@pytest.mark.parametrize("internal", [False, True])
+async def test_the_port_of_an_api_tells_strangers_nothing_in_production(
+    internal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readiness is a bare status without the names of dependencies, and metrics are no route at all."""
+    monkeypatch.setattr(_running, "UNREADY_SECONDS", 0.0)
+    app = create_app(Settings, title="Test", internal=internal)
+    app.state.settings = Settings(environment="production")
+    async with serving(app) as client:
+        app.state.resources.health.add("inner_service", asyncio.Event().wait)
+        ready = await client.get("/ready")
+        unknown, metrics = await client.get("/nowhere"), await client.get("/metrics")
+        health = await client.get("/health")
+    assert (ready.status_code, ready.json()) == (503, {"status": "not_ready"})
+    assert (health.status_code, health.json()) == (200, {"status": "alive"})
+    assert metrics.status_code == 404
+    told = [{**answer.json(), "instance": "", "request_id": ""} for answer in (unknown, metrics)]
+    assert told[0] == told[1]
+
+
 @pytest.mark.parametrize(
     ("environment", "status"), [("development", 200), ("test", 200), ("production", 404)]
 )

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from hybridkit.dev import Service, Supervisor, free_port
+from hybridkit.settings import ServiceSettings
 from tests.helpers import until
 
 PROGRAM = """
@@ -49,6 +50,9 @@ class Api:
     def __init__(self, supervisor: Supervisor) -> None:
         self.supervisor = supervisor
         self.port = free_port()
+        self.management_url = (
+            f"http://127.0.0.1:{ServiceSettings(service_name='api', port=self.port).management_port}"
+        )
         self.client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=10)
 
     async def start(self, *arguments: str, until_ready: bool = True, **environment: str) -> None:
@@ -95,12 +99,19 @@ async def test_a_running_request_is_finished_and_everything_closed_before_exit_c
 
 
 async def test_readiness_turns_red_while_the_socket_is_still_open(api: Api) -> None:
-    """In production requests are served for some time after SIGTERM."""
+    """In production requests are served for some time after SIGTERM; only the management port has metrics then."""
     await api.start(ENVIRONMENT="production")
     api.signal(signal.SIGTERM)
     await api.until_logged("signal received")
     draining = await api.client.get("/ready")
     still_served = await api.client.get("/wait/0")
+    managed = [
+        await api.client.get(f"{api.management_url}{path}")
+        for path in ("/ready", "/metrics", "/debug/stacks")
+    ]
+    assert [answer.status_code for answer in managed] == [503, 200, 404]
+    assert managed[0].json() == {"status": "draining", "dependencies": {}}
+    assert (await api.client.get("/metrics")).status_code == 404
     assert (draining.status_code, draining.json()["status"]) == (503, "draining")
     assert still_served.status_code == 200
     assert await api.exit_code() == 0

@@ -1,4 +1,4 @@
-"""The small HTTP server of workers and bots, by bytes on a socket."""
+"""The HTTP server of the management port, by bytes on a socket."""
 
 import asyncio
 from collections.abc import AsyncGenerator, MutableMapping
@@ -10,6 +10,8 @@ import pytest
 from hybridkit.errors import UnavailableError
 from hybridkit.lifespan import Health, HealthServer
 from hybridkit.lifespan import _health as health_module
+from hybridkit.lifespan import _stacks as stacks_module
+from hybridkit.lifespan._stacks import render_stacks
 from hybridkit.observability import render_metrics
 
 
@@ -77,6 +79,36 @@ async def test_without_a_callable_there_are_no_metrics(health: Health) -> None:
     """The path is not found."""
     async with HealthServer(health, port=0) as server:
         assert (await get(server, "/metrics"))[0] == 404
+
+
+async def test_stacks_of_threads_and_tasks_are_shown_for_development_only(health: Health) -> None:
+    """A waiting task is shown with its place; without the callable the path is not found."""
+
+    async def wait_for_ever() -> None:
+        await asyncio.Event().wait()
+
+    waiting = [asyncio.create_task(wait_for_ever(), name=f"waiting {number}") for number in range(3)]
+    async with HealthServer(health, port=0, stacks=render_stacks) as server:
+        status, head, body = await get(server, "/debug/stacks")
+    assert status == 200
+    assert "content-type: text/plain" in head
+    for shown in (b"thread MainThread\n", b"task waiting 0\n", b"in wait_for_ever"):
+        assert shown in body
+    async with HealthServer(health, port=0) as server:
+        assert (await get(server, "/debug/stacks"))[0] == 404
+    for task in waiting:
+        task.cancel()
+
+
+async def test_a_process_of_many_tasks_shows_a_bounded_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of the others is told."""
+    monkeypatch.setattr(stacks_module, "MAX_TASKS", 2)
+    waiting = [asyncio.create_task(asyncio.Event().wait(), name=f"0 {number}") for number in range(3)]
+    shown = render_stacks()
+    assert ("task 0 1\n" in shown, "task 0 2\n" in shown) == (True, False)
+    assert f"and {len(asyncio.all_tasks()) - 2} more tasks" in shown
+    for task in waiting:
+        task.cancel()
 
 
 async def test_broken_metrics_leave_the_rest_alone(
@@ -151,4 +183,4 @@ async def test_a_taken_port_is_an_error_at_the_start(server: HealthServer, healt
 
 def test_its_repr_tells_where_it_listens(health: Health) -> None:
     """It also shows the health that it serves."""
-    assert repr(HealthServer(health, port=8003)) == "HealthServer(127.0.0.1:8003, Health(ready, probes=[]))"
+    assert repr(HealthServer(health, port=9003)) == "HealthServer(127.0.0.1:9003, Health(ready, probes=[]))"

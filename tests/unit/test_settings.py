@@ -300,6 +300,29 @@ def test_each_kind_of_process_has_a_port_of_its_own() -> None:
     assert ports == [8000, 8001, 8002, 8003, 8004]
 
 
+@pytest.mark.parametrize(
+    ("ports", "management"),
+    [
+        ({}, 9000),
+        ({"port": 8002}, 9002),
+        ({"port": 0}, 0),
+        ({"port": 65000}, 64000),
+        ({"port": 8000, "management_port": 9090}, 9090),
+        ({"port": 0, "management_port": 0}, 0),
+    ],
+)
+def test_the_management_port_is_beside_the_port(ports: dict[str, Any], management: int) -> None:
+    """It is 1000 above, below where there is none, and free where the port is, unless it is set."""
+    assert Settings(**ports).management_port == management
+
+
+def test_the_management_port_is_no_public_one() -> None:
+    """The number of the port is refused."""
+    assert problems_of(Settings, port=8000, management_port=8000) == (
+        "MANAGEMENT_PORT: should be another port than PORT, which may be public",
+    )
+
+
 def test_settings_of_every_kind_can_be_given_as_arguments() -> None:
     """Tests need no environment."""
     rabbitmq, redis = SecretUrl("amqp://u:p@a:5672,b/v"), SecretUrl("redis://localhost")

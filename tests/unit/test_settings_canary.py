@@ -167,7 +167,7 @@ def test_bad_settings_show_no_secret(
     arguments = source(values, monkeypatch) | (
         {wrong: values[wrong]} if source is from_arguments and wrong else {}
     )
-    if wrong in {"host", "signing_key", "service_token_key"}:  # any text will do for these
+    if wrong in {"host", "management_host", "signing_key", "service_token_key"}:  # any text will do for these
         assert_clean(iter([load(Everything, arguments).signing_key]))
         return
     with pytest.raises(SettingsError) as caught:

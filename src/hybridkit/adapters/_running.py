@@ -36,6 +36,7 @@ from hybridkit.errors import (
 )
 from hybridkit.idempotency import IdempotencyGuard, RedisDown
 from hybridkit.lifespan import Dependency, Health, HealthServer, ServiceResources, StopAction
+from hybridkit.lifespan._stacks import render_stacks
 from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
 from hybridkit.observability import Watchdog, configure_logging, configure_tracing, get_logger, render_metrics
 from hybridkit.settings import DataClientSettings, RabbitSettings, RedisSettings, SecretUrl, ServiceSettings
@@ -89,7 +90,11 @@ def one_kind(kind: Kind) -> Generator[None]:
 
 @asynccontextmanager
 async def open_resources(
-    kind: Kind, settings: ServiceSettings, *, when_down: RedisDown = RedisDown.DURABLE
+    kind: Kind,
+    settings: ServiceSettings,
+    *,
+    when_down: RedisDown = RedisDown.DURABLE,
+    has_management_port: bool = True,
 ) -> AsyncGenerator[ServiceResources]:
     """Open everything that the settings name, and provide it by type inside the block.
 
@@ -100,6 +105,7 @@ async def open_resources(
         kind: the kind of process.
         settings: their base classes say what is needed: `RedisSettings`, `RabbitSettings`, `DataClientSettings`.
         when_down: what the idempotency guard does while Redis is down.
+        has_management_port: whether to listen on the management port, which is open for as long as anything is.
     """
     with one_kind(kind):
         tracing = configure_tracing(settings)
@@ -114,8 +120,8 @@ async def open_resources(
             for type_ in type(settings).__mro__:
                 if issubclass(type_, ServiceSettings):
                     resources.provide(type_, settings)
-            if kind != "fastapi":
-                await resources.open("health", lambda: _health_server(settings, resources.health))
+            if has_management_port:
+                await resources.open("management", lambda: _management_server(settings, resources.health))
             if dependencies := list(_dependencies(kind, settings)):
                 await resources.open_together(*dependencies)
             redis = resources.providers.get(Redis)
@@ -137,8 +143,14 @@ async def _for_declarations(redis: Redis, settings: ServiceSettings) -> AsyncGen
         yield
 
 
-def _health_server(settings: ServiceSettings, health: Health) -> HealthServer:
-    return HealthServer(health, port=settings.port, host=settings.host, metrics=render_metrics)
+def _management_server(settings: ServiceSettings, health: Health) -> HealthServer:
+    return HealthServer(
+        health,
+        port=settings.management_port,
+        host=settings.management_host,
+        metrics=render_metrics,
+        stacks=render_stacks if settings.environment == "development" else None,
+    )
 
 
 def _watchdog(settings: ServiceSettings) -> Watchdog:

@@ -11,8 +11,10 @@ def main() -> None:
 ```
 
 Every request has a context (request id, deadline) and one log line. Errors are answered as problems (RFC 9457), those
-of our clients by their meaning for the caller. `/health`, `/ready` and `/metrics` are there. A write with an
-`Idempotency-Key` runs once.
+of our clients by their meaning for the caller. A write with an `Idempotency-Key` runs once.
+
+`/health`, `/ready` and `/metrics` are on the management port of `run_api`. The application's own port has them too, but
+in production only `/health` and the bare status of `/ready`.
 """
 
 import re
@@ -237,7 +239,8 @@ async def api_lifespan(app: FastAPI, settings: ServiceSettings) -> AsyncGenerato
         app: the application; its `state` gets the resources.
         settings: the settings, which decide what is opened.
     """
-    async with open_resources("fastapi", settings) as resources:
+    has_management_port = getattr(app.state, "has_management_port", False)
+    async with open_resources("fastapi", settings, has_management_port=has_management_port) as resources:
         app.state.settings = settings
         app.state.resources = resources
         app.state.redis = resources.providers.get(Redis)
@@ -258,6 +261,7 @@ def run_api(app: FastAPI) -> None:
 
     async def serve(settings: ServiceSettings, stop: StopSignals) -> None:
         app.state.settings = settings
+        app.state.has_management_port = True
         async with app.router.lifespan_context(app):
             stop.started(app.state.resources)
             await Server(app, settings, stop).serve()
@@ -291,9 +295,14 @@ def _add_routes(app: FastAPI) -> None:
     async def ready(request: Request) -> Response:
         resources: ServiceResources = request.app.state.resources
         readiness = await resources.health.readiness()
-        return _json(readiness.status_code, readiness.to_dict())
+        is_public = _is_production(request.app)
+        return _json(
+            readiness.status_code, {"status": readiness.status} if is_public else readiness.to_dict()
+        )
 
     async def metrics(request: Request) -> Response:
+        if _is_production(request.app):
+            raise NoRouteError("there is no such route")
         body, content_type = render_metrics(Fields(request.scope["headers"]).listed("accept") or "")
         return Response(body, headers={"content-type": content_type})
 
@@ -312,12 +321,16 @@ def _hide_documents(app: FastAPI) -> None:
 
 def _outside_of_production(app: ASGIApp) -> ASGIApp:
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        settings: ServiceSettings | None = getattr(scope["app"].state, "settings", None)
-        if settings is not None and settings.environment == "production":
-            raise HTTPException(404)
+        if _is_production(scope["app"]):
+            raise NoRouteError("there is no such route")
         await app(scope, receive, send)
 
     return serve
+
+
+def _is_production(app: FastAPI) -> bool:
+    settings: ServiceSettings | None = getattr(app.state, "settings", None)
+    return settings is not None and settings.environment == "production"
 
 
 def _json(status: int, body: object) -> Response:

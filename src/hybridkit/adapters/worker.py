@@ -11,7 +11,7 @@ def main() -> None:
 ```
 
 Each event runs once, by the idempotency guard. On SIGTERM the worker takes nothing new, finishes what it has,
-acknowledges it, and ends. `/health`, `/ready` and `/metrics` are on the port of the settings.
+acknowledges it, and ends. `/health`, `/ready` and `/metrics` are on its management port.
 """
 
 from collections.abc import AsyncGenerator, Sequence

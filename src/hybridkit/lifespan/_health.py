@@ -4,7 +4,7 @@
 health = Health()
 health.add("redis", lambda: probe_redis(redis))
 health.started()
-async with HealthServer(health, port=8003):
+async with HealthServer(health, port=9003):
     ...
 ```
 
@@ -212,7 +212,7 @@ class Health:
 
 
 class HealthServer:
-    """A server for processes without a web application: `GET /health`, `/ready` and `/metrics`.
+    """The server of a management port: `GET /health`, `/ready`, `/metrics` and, for development, `/debug/stacks`.
 
     A connection carries one request, of at most 8 KiB, and ends after 5 s.
 
@@ -221,6 +221,7 @@ class HealthServer:
         port: the port to listen on; 0 takes a free one.
         host: the address to listen on; a container needs `0.0.0.0`.
         metrics: renders the metrics, such as `observability.render_metrics`; without it `/metrics` is not found.
+        stacks: renders what every thread and task does now; without it `/debug/stacks` is not found.
 
     Attributes:
         port: the port that it listens on, once entered.
@@ -233,11 +234,13 @@ class HealthServer:
         port: int,
         host: str = "127.0.0.1",
         metrics: RenderMetrics | None = None,
+        stacks: Callable[[], str] | None = None,
     ) -> None:
         self.port = port
         self._health = health
         self._host = host
         self._metrics = metrics
+        self._stacks = stacks
         self._server = HttpServer(
             self._answer,
             refuse=lambda status, _: _response(status),
@@ -270,6 +273,8 @@ class HealthServer:
             return _json_response(readiness.status_code, readiness.to_dict())
         if path == "/metrics" and self._metrics is not None:
             return _metrics_response(self._metrics, Fields(request.headers).listed("accept") or "")
+        if path == "/debug/stacks" and self._stacks is not None:
+            return _response(HTTPStatus.OK, self._stacks().encode(errors="replace"))
         return _response(HTTPStatus.NOT_FOUND)
 
     def __repr__(self) -> str:

@@ -112,13 +112,13 @@ class ApiSettings(DataClientSettings, RedisSettings, RabbitSettings):
 
 
 class WorkerSettings(DataClientSettings, RedisSettings, RabbitSettings):
-    """Settings of a consumer of events. Its `port` serves health and metrics, by default 8003."""
+    """Settings of a consumer of events. Its management port is 9003 by default, and it has no other."""
 
     port: int = Field(default=8003, ge=0, le=65535)
 
 
 class BotSettings(DataClientSettings, RedisSettings, RabbitSettings):
-    """Settings of a Telegram bot. Its `port` serves health and metrics, by default 8004.
+    """Settings of a Telegram bot. Its management port is 9004 by default.
 
     Attributes:
         bot_token: the token that @BotFather gave.

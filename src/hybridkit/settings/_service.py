@@ -1,7 +1,7 @@
 """Settings of every process."""
 
 import re
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, cast
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import (
@@ -17,6 +17,10 @@ from hybridkit.settings._production import check_for_production
 from hybridkit.settings._report import ProblemsError, Reporting
 from hybridkit.settings._secret_url import HttpUrl, refused
 from hybridkit.settings._sources import Arguments, DotEnv, Environment, SecretFiles
+
+MANAGEMENT_OFFSET: Final = 1000
+"""How far `management_port` is above `port` where only that is set; below it where there is no such port."""
+MAX_PORT: Final = 65535
 
 
 def required(example: str) -> Any:
@@ -51,7 +55,11 @@ class ServiceSettings(BaseSettings, Reporting):  # pyright: ignore[reportIncompa
         log_level: the least severe level that is logged.
         log_format: by default a form for people in development, and JSON elsewhere.
         host: the address to listen on; a container sets `0.0.0.0`.
-        port: the port of the HTTP application, or of the health endpoint of a worker or bot; 0 takes a free one.
+        port: the port of the HTTP application; 0 takes a free one.
+        management_host: the address to listen on for health, readiness and metrics; a container sets `0.0.0.0`, as its
+            orchestrator asks from outside.
+        management_port: the port for these, which is never published: by default 1000 above `port`, such as 9000; 0
+            takes a free one. It is another port than `port`.
         start_budget_seconds: how long dependencies may take to answer before the start is given up.
         shutdown_seconds: the time from SIGTERM to the end; the orchestrator's grace period should be the same.
         loop_stall_seconds: how long the event loop may be blocked before a warning says what blocks it.
@@ -77,7 +85,9 @@ class ServiceSettings(BaseSettings, Reporting):  # pyright: ignore[reportIncompa
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     log_format: Literal["json", "console"] | None = None
     host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535)
+    port: int = Field(default=8000, ge=0, le=MAX_PORT)
+    management_host: str = "127.0.0.1"
+    management_port: int = Field(default=cast("int", None), ge=0, le=MAX_PORT)
     start_budget_seconds: float = Field(default=60.0, gt=0)
     shutdown_seconds: float = Field(default=30.0, gt=0)
     loop_stall_seconds: float = Field(default=1.0, ge=0.05)
@@ -128,6 +138,22 @@ class ServiceSettings(BaseSettings, Reporting):  # pyright: ignore[reportIncompa
     @classmethod
     def _snake_case(cls, value: str) -> str:
         return checked_name(value)
+
+    @field_validator("management_port", mode="before")
+    @classmethod
+    def _beside_port(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None:
+            return value
+        port: int = info.data.get("port", 0)
+        above = port + MANAGEMENT_OFFSET
+        return port and (above if above <= MAX_PORT else port - MANAGEMENT_OFFSET)
+
+    @field_validator("management_port")
+    @classmethod
+    def _is_own_port(cls, value: int, info: ValidationInfo) -> int:
+        if value and value == info.data.get("port"):
+            raise refused("should be another port than PORT, which may be public")
+        return value
 
     @field_validator("*")
     @classmethod
