@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from hybridkit.codec import Timestamp, truncate_timestamp
+from hybridkit.dataservice._memory._filters import fits
 from hybridkit.errors import InvalidQueryError
 from hybridkit.resources import And, Compare, Field, Filter, Not, Operator, Or, Query, Record, Resource
 
@@ -31,6 +32,10 @@ class NewOrder(BaseModel):
     is_gift: bool
     due_at: Timestamp | None = None
     meta: dict[str, Any] = {}
+    tags: list[str] = []
+    lines: tuple[int, ...] | None = None
+    marks: list[Any] = []
+    steps: list[dict[str, str]] = []
 
 
 class Order(NewOrder, Record):
@@ -46,6 +51,10 @@ FILTERABLE = (
     "due_at",
     "meta.source",
     "meta.source.page",
+    "tags",
+    "lines",
+    "marks",
+    "steps",
 )
 ORDERS = Resource(
     "orders",
@@ -71,13 +80,26 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "meta.source": text | st.integers(-(2**31), 2**31) | st.booleans(),
     "meta.source.page": text,
 }
+ambiguous = st.sampled_from(["1", "true", "null", '"1"', "1.50"])
+ELEMENTS: dict[str, st.SearchStrategy[Any]] = {
+    "tags": text | ambiguous,
+    "lines": st.integers(-(2**53), 2**53),
+    "marks": text
+    | st.integers(-(2**31), 2**31)
+    | st.booleans()
+    | st.sampled_from(["1", "true", "null", '"1"', "1.50"]),
+}
 
 
 @st.composite
 def conditions(draw: st.DrawFn) -> Compare:
     name = draw(st.sampled_from(sorted(VALUES)))
     field = ORDERS[name]
-    match draw(st.sampled_from(["compare", "in", "is", "like"])):
+    match draw(st.sampled_from(["compare", "in", "is", "like", "list"])):
+        case "list":
+            name = draw(st.sampled_from(sorted(ELEMENTS)))
+            values = draw(st.lists(ELEMENTS[name], max_size=3))
+            return ORDERS[name].contains(values) if draw(st.booleans()) else ORDERS[name].overlaps(values)
         case "in":
             return field.in_(draw(st.lists(VALUES[name], max_size=3)))
         case "is":
@@ -343,7 +365,7 @@ def test_a_hundred_conditions_are_read() -> None:
     ("body", "limit"),
     [
         ({"order": [0] * 9}, "at most 8"),
-        ({"select": [0] * 13}, "no more than 12 fields"),
+        ({"select": [0] * 17}, "no more than 16 fields"),
         ({"where": {"in": ["quantity", ["x"] * 1001]}}, "at most 1000 values"),
         ({"where": {"like": ["customer", "%" * 1001]}}, "at most 1000 characters"),
     ],
@@ -418,3 +440,51 @@ def test_the_total_order_ends_with_the_id() -> None:
     assert Query(order=(("total", "desc"),)).total_order == (("total", "desc"), ("id", "asc"))
     named = Query(order=(("id", "desc"), ("total", "asc")))
     assert named.total_order == named.order
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("tags", [1]),
+        ("tags", "a"),
+        ("tags", [None]),
+        ("tags", ["a"] * 1001),
+        ("lines", ["one"]),
+        ("lines", [1.5]),
+        ("marks", [["a"]]),
+        ("marks", [{"a": 1}]),
+        ("steps", ["a"]),
+        ("customer", ["a"]),
+        ("meta.source", ["a"]),
+    ],
+)
+@pytest.mark.parametrize("operator", ["contains", "overlaps"])
+def test_what_looks_into_a_list_takes_its_elements(name: str, values: Any, operator: Operator) -> None:
+    """Values of another type, and fields that are no lists of plain values, are refused and not just never found."""
+    with pytest.raises(InvalidQueryError, match=name):
+        ORDERS[name].compare(operator, values)
+    with pytest.raises(InvalidQueryError):
+        Query.from_json(ORDERS, {"where": {operator: [name, values]}})
+
+
+TEXTS = ["100%", "a_b", "a\\b", "100 percent", "aXb", "100%!", "A_B"]
+
+
+@pytest.mark.parametrize(
+    ("where", "found"),
+    [
+        (ORDERS["customer"].starts_with("100%"), ["100%", "100%!"]),
+        (ORDERS["customer"].ends_with("0%"), ["100%"]),
+        (ORDERS["customer"].contains_text("_"), ["a_b", "A_B"]),
+        (ORDERS["customer"].contains_text("\\"), ["a\\b"]),
+        (ORDERS["customer"].starts_with("a_", ignore_case=True), ["a_b", "A_B"]),
+        (ORDERS["customer"].ends_with("B", ignore_case=True), ["a_b", "a\\b", "aXb", "A_B"]),
+        (ORDERS["customer"].contains_text("x", ignore_case=True), ["aXb"]),
+        (ORDERS["customer"].contains_text(""), TEXTS),
+    ],
+)
+def test_a_part_of_a_text_is_no_pattern(where: Filter, found: list[str]) -> None:
+    """What a user types into a search field has no wildcards: `%`, `_` and backslashes are characters."""
+    assert [each for each in TEXTS if fits(where, {"customer": each})] == found
+    [(name, written)] = Query(where=where).to_params()
+    assert Query.from_params(ORDERS, [(name, written)]).where == where

@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from enum import Enum
 from math import isfinite
@@ -28,11 +29,16 @@ from pydantic_core import PydanticCustomError, from_json
 from hybridkit.codec import InexactFloat, encode_json, in_utc, truncate_timestamp
 from hybridkit.errors import InvalidQueryError
 
-type Operator = Literal["eq", "neq", "gt", "gte", "lt", "lte", "in", "like", "ilike", "is"]
+type Operator = Literal[
+    "eq", "neq", "gt", "gte", "lt", "lte", "in", "like", "ilike", "is", "contains", "overlaps"
+]
 type Filter = Compare | And | Or | Not
 
 OPERATORS: Final[tuple[str, ...]] = get_args(Operator.__value__)
 PATTERN_OPERATORS: Final = ("like", "ilike")
+LIST_OPERATORS: Final = ("contains", "overlaps")
+MEMBER_OPERATORS: Final = ("in", *LIST_OPERATORS)
+"""Operators whose operand is a list of values."""
 MAX_DEPTH: Final = 8
 MAX_CONDITIONS: Final = 100
 MAX_IN_VALUES: Final = 1000
@@ -65,10 +71,11 @@ class Compare(_Combinable):
 
     Attributes:
         field: a declared field, or a dotted path into it.
-        operator: `eq neq gt gte lt lte in like ilike is`.
+        operator: `eq neq gt gte lt lte in like ilike is contains overlaps`.
         value: of the field's type, but any finite number for a number, and a moment as exact as it was given; a tuple
-            for `in`; None, True or False for `is`; for `like` and `ilike` a pattern with `%` (any run of characters),
-            `_` (any one) and a backslash before a literal one.
+            for `in`, and for `contains` and `overlaps` one of elements of the field, which is a list; None, True or
+            False for `is`; for `like` and `ilike` a pattern with `%` (any run of characters), `_` (any one) and a
+            backslash before a literal one.
     """
 
     field: str
@@ -104,10 +111,12 @@ class Field:
     Attributes:
         name: the field, or a dotted path into it.
         adapter: of the type that values are compared as.
+        element: of the type of a list's elements; None for a field that is no list of plain values.
     """
 
     name: str
     adapter: TypeAdapter[Any]
+    element: TypeAdapter[Any] | None = None
 
     __hash__ = None  # type: ignore[assignment] # == builds a filter, so equality can't be hashed
 
@@ -141,6 +150,26 @@ class Field:
         """Return the condition that the text matches a pattern with `%` and `_`, whatever its case."""
         return self.compare("ilike", pattern)
 
+    def starts_with(self, text: str, *, ignore_case: bool = False) -> Compare:
+        """Return the condition that the text begins with another one, in which `%` and `_` are characters."""
+        return self.compare("ilike" if ignore_case else "like", f"{_escaped(text)}%")
+
+    def ends_with(self, text: str, *, ignore_case: bool = False) -> Compare:
+        """Return the condition that the text ends with another one, in which `%` and `_` are characters."""
+        return self.compare("ilike" if ignore_case else "like", f"%{_escaped(text)}")
+
+    def contains_text(self, text: str, *, ignore_case: bool = False) -> Compare:
+        """Return the condition that another text is somewhere in the text; `%` and `_` are characters in it."""
+        return self.compare("ilike" if ignore_case else "like", f"%{_escaped(text)}%")
+
+    def contains(self, values: Iterable[object]) -> Compare:
+        """Return the condition that the list has each of at most 1,000 values, in any order; all lists have none."""
+        return self.compare("contains", list(values))
+
+    def overlaps(self, values: Iterable[object]) -> Compare:
+        """Return the condition that the list has at least one of at most 1,000 values; no list has one of none."""
+        return self.compare("overlaps", list(values))
+
     def is_null(self) -> Compare:
         """Return the condition that the field has no value."""
         return self.compare("is", None)
@@ -161,8 +190,8 @@ class Field:
                 if value is not None and not isinstance(value, bool):
                     raise InvalidQueryError(f"{self.name}: `is` takes null, true or false", pointer=pointer)
                 return Compare(self.name, operator, value)
-            case "in":
-                return Compare(self.name, operator, self._values(value, pointer))
+            case "in" | "contains" | "overlaps":
+                return Compare(self.name, operator, self._values(operator, value, pointer))
             case "like" | "ilike":
                 return Compare(self.name, operator, self._pattern(value, pointer))
             case "gt" | "gte" | "lt" | "lte" if "." in self.name and isinstance(value, dict | list):
@@ -172,36 +201,53 @@ class Field:
             case _:
                 return Compare(self.name, operator, self._value(value, pointer))
 
-    def parse(self, text: str, *, pointer: str = "") -> Any:
-        """Read a value from its text in a URL.
+    def parse(self, text: str, *, operator: Operator = "eq", pointer: str = "") -> Any:
+        """Read a value from its text in a URL, for an operator of lists an element.
 
         Raises:
             InvalidQueryError: the text is no value of the field's type.
         """
         if "." in self.name:
             return json_scalar(text)
+        adapter = self._adapter(operator, pointer)
+        if operator in LIST_OPERATORS:
+            # A list may have both 1 and "1", so the latter keeps its quotes; in a list of texts 1 needs none.
+            with suppress(ValidationError):
+                return adapter.validate_python(json_scalar(text))
         try:
-            return self.adapter.validate_strings(text)
+            return adapter.validate_strings(text)
         except ValidationError as error:
             raise self._unfit(error, pointer) from None
 
-    def _value(self, value: object, pointer: str) -> Any:
+    def _adapter(self, operator: Operator, pointer: str) -> TypeAdapter[Any]:
+        """Return the adapter for the operator's values."""
+        if operator not in LIST_OPERATORS:
+            return self.adapter
+        if self.element is None:
+            raise InvalidQueryError(
+                f"{self.name}: `{operator}` looks into a list of texts, numbers or the like", pointer=pointer
+            )
+        return self.element
+
+    def _value(self, value: object, pointer: str, operator: Operator = "eq") -> Any:
         if value is None:
             raise InvalidQueryError(f"{self.name}: null is compared with `is` (is_null())", pointer=pointer)
         try:
-            return self.adapter.validate_python(value)
+            return self._adapter(operator, pointer).validate_python(value)
         except ValidationError as error:
             raise self._unfit(error, pointer) from None
 
-    def _values(self, values: object, pointer: str) -> tuple[Any, ...]:
+    def _values(self, operator: Operator, values: object, pointer: str) -> tuple[Any, ...]:
+        self._adapter(operator, pointer)
         if not isinstance(values, list | tuple):
-            raise InvalidQueryError(f"{self.name}: `in` takes a list of values", pointer=pointer)
+            raise InvalidQueryError(f"{self.name}: `{operator}` takes a list of values", pointer=pointer)
         listed = cast("Sequence[object]", values)
         if len(listed) > MAX_IN_VALUES:
             raise InvalidQueryError(
-                f"{self.name}: `in` takes at most {MAX_IN_VALUES} values, not {len(listed)}", pointer=pointer
+                f"{self.name}: `{operator}` takes at most {MAX_IN_VALUES} values, not {len(listed)}",
+                pointer=pointer,
             )
-        return tuple(self._value(value, pointer) for value in listed)
+        return tuple(self._value(value, pointer, operator) for value in listed)
 
     def _pattern(self, pattern: object, pointer: str) -> str:
         if not isinstance(pattern, str) or not isinstance(self._text_probe(), str):
@@ -254,6 +300,36 @@ def operand_type(annotation: Any) -> Any:
         return Annotated[Any, PlainValidator(_number)]
     exact = [AfterValidator(in_utc) if _truncates(each) else each for each in metadata]
     return Annotated[plain, *exact] if exact else plain
+
+
+def element_type(annotation: Any) -> Any:
+    """Return the type of the elements of a list of plain values; None for any other type."""
+    plain, _ = _unwrapped(annotation)
+    arguments = get_args(plain)
+    is_list = get_origin(plain) in (list, set, frozenset) or (
+        get_origin(plain) is tuple and len(arguments) == 2 and arguments[1] is Ellipsis
+    )
+    if not is_list:
+        return None
+    element, _ = _unwrapped(arguments[0])
+    members = get_args(element) if get_origin(element) in (Union, UnionType) else (element,)
+    kinds = [_unwrapped(member)[0] for member in members if member is not type(None)]
+    plain_kinds = all(isinstance(kind, type) and issubclass(kind, _PLAIN) for kind in kinds)
+    return arguments[0] if kinds == [Any] or plain_kinds else None
+
+
+_PLAIN: Final = (str, int, float, Decimal, bool, UUID, date, datetime, Enum)
+
+
+def _plain_value(value: object) -> object:
+    """Return an element of a list that may hold anything; only plain values are compared."""
+    if isinstance(value, dict | list | tuple):
+        raise PydanticCustomError("plain_value", "a text, a number, true or false is expected")
+    return value
+
+
+PLAIN_VALUES: Final[TypeAdapter[Any]] = TypeAdapter(Annotated[Any, AfterValidator(_plain_value)])
+"""The elements of a list that may hold anything."""
 
 
 def _unwrapped(annotation: Any) -> tuple[Any, Sequence[Any]]:
@@ -332,6 +408,11 @@ def json_scalar(text: str) -> Any:
     if isinstance(value, float) and not isfinite(value):
         return _number(text) if _NUMBER.fullmatch(text) else text
     return text if isinstance(value, dict | list) or value is None else value
+
+
+def _escaped(text: str) -> str:
+    """Return the pattern that matches exactly this text."""
+    return re.sub(r"[%_\\]", r"\\\g<0>", text)
 
 
 def pattern_tokens(pattern: str) -> Iterator[str]:

@@ -12,6 +12,7 @@ from hybridkit.errors import InvalidQueryError
 from hybridkit.resources._filters import (
     MAX_CONDITIONS,
     MAX_PARSE_DEPTH,
+    MEMBER_OPERATORS,
     OPERATORS,
     PATTERN_OPERATORS,
     And,
@@ -88,6 +89,8 @@ def _operand_text(node: Compare, *, quote: bool) -> str:
     match node.operator:
         case "in":
             return f"({','.join(_quoted(_text(node.field, value)) for value in node.value)})"
+        case "contains" | "overlaps":
+            return f"({','.join(_quoted(_scalar_text(wire_value(value))) for value in node.value)})"
         case "is":
             return _text(node.field, node.value)
         case "like" | "ilike":
@@ -110,11 +113,16 @@ def _quoted(text: str) -> str:
 
 
 def _text(field: str, value: Any) -> str:
-    """Write a value; in a path, text that would read as another JSON scalar keeps its quotes."""
+    """Write a value of a field, or of a path into a document."""
     if isinstance(value, Decimal) and "." in field:
         return str(value)  # a number, which in JSON would be a text
     wire = wire_value(value)
-    if isinstance(wire, str) and ("." not in field or json_scalar(wire) is wire):
+    return wire if isinstance(wire, str) and "." not in field else _scalar_text(wire)
+
+
+def _scalar_text(wire: Any) -> str:
+    """Write a value whose type the field doesn't say: a text that reads as another scalar keeps its quotes."""
+    if isinstance(wire, str) and json_scalar(wire) is wire:
         return wire
     return encode_json(wire).decode()
 
@@ -189,8 +197,8 @@ class _Parser:
         return cast("Operator", operator)
 
     def _operand(self, field: Field, operator: Operator, *, nested: bool) -> object:
-        if operator == "in":
-            values = self._values(field)
+        if operator in MEMBER_OPERATORS:
+            values = self._values(field, operator)
             if not nested and self._at != len(self._text):
                 raise self._error("text after the closing parenthesis")
             return values
@@ -203,13 +211,13 @@ class _Parser:
             return "".join(_PATTERN_FROM_URL.get(token, token) for token in pattern_tokens(text))
         return field.parse(text, pointer=self._pointer)
 
-    def _values(self, field: Field) -> list[Any]:
+    def _values(self, field: Field, operator: Operator) -> list[Any]:
         self._expect("(")
         if self._accept(")"):
             return []
-        values = [field.parse(self._word(), pointer=self._pointer)]
+        values = [field.parse(self._word(), operator=operator, pointer=self._pointer)]
         while self._accept(","):
-            values.append(field.parse(self._word(), pointer=self._pointer))
+            values.append(field.parse(self._word(), operator=operator, pointer=self._pointer))
         self._expect(")")
         return values
 

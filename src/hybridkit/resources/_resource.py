@@ -15,8 +15,8 @@ from hybridkit._syntax import NAME_SYNTAX
 from hybridkit.codec import Timestamp
 from hybridkit.errors import DeclarationError, InvalidQueryError
 from hybridkit.injection import bare_type
+from hybridkit.resources._filters import PLAIN_VALUES, element_type, operand_type
 from hybridkit.resources._filters import Field as FilterField
-from hybridkit.resources._filters import operand_type
 
 IdT = TypeVar("IdT", UUID, str, int, default=UUID)
 
@@ -144,7 +144,7 @@ class Resource[RecordT: Record[Any], CreateT: BaseModel, UpdateT: BaseModel]:
                 f"{self.name} can't be filtered by {path[:100]!r}, only by {sorted({'id', *self.filterable})}",
                 pointer=pointer,
             )
-        return FilterField(path, _operand_adapter(self.record, path))
+        return FilterField(path, _operand_adapter(self.record, path), _element_adapter(self.record, path))
 
     @property
     def path(self) -> str:
@@ -204,6 +204,15 @@ def _adapter(record: type[Record[Any]], path: str) -> TypeAdapter[Any]:
 def _operand_adapter(record: type[Record[Any]], path: str) -> TypeAdapter[Any]:
     """Return the adapter for the operands of a field."""
     return TypeAdapter(operand_type(_annotation(record, path)))
+
+
+@cache
+def _element_adapter(record: type[Record[Any]], path: str) -> TypeAdapter[Any] | None:
+    """Return the adapter for the elements of a list of plain values; None for any other field."""
+    element = element_type(_annotation(record, path))
+    if element is None:
+        return None
+    return PLAIN_VALUES if element is Any else TypeAdapter(element)
 
 
 def _annotation(record: type[Record[Any]], path: str) -> Any:

@@ -66,7 +66,10 @@ def _compare(compare: Compare, value: Any) -> bool | None:
         case "neq":
             return not _equal(value, wanted)
         case "in":
-            return any(_equal(value, one) for one in wanted)
+            return _has(wanted, value)
+        case "contains" | "overlaps":
+            found = [_has(value, one) for one in wanted]
+            return all(found) if operator == "contains" else any(found)
         case "gt" | "gte" | "lt" | "lte":
             return _kind(value) == _kind(wanted) and _ORDERED[operator](compared(value, wanted))
         case "like" | "ilike":
@@ -87,6 +90,10 @@ def _is(compare: Compare, value: Any) -> bool:
     if compare.value is not None and "." not in compare.field and not isinstance(value, bool | None):
         raise InvalidQueryError(f"{compare.field} is neither true nor false")
     return value is compare.value
+
+
+def _has(values: Sequence[Any], wanted: Any) -> bool:
+    return any(_equal(value, wanted) for value in values)
 
 
 def _equal(left: Any, right: Any) -> bool:

@@ -50,6 +50,10 @@ def _compared(compare: Compare) -> Clause:
             return {name: {_ORDERED[operator]: value}}
         case "in":
             return _one_of(name, value)
+        case "contains":
+            return {name: {"$all": value} if value else {"$type": "array"}}
+        case "overlaps":
+            return {name: {"$in": value}}
         case "like" | "ilike":
             return {name: _pattern(compare)}
         case "is":
@@ -69,6 +73,10 @@ def _refuted(compare: Compare) -> Clause:
             return {name: {_INVERSE[operator]: value}}
         case "in":
             return _none_of(name, value) if value else {}
+        case "contains":
+            return {name: {"$type": "array", "$not": {"$all": value}} if value else {"$in": []}}
+        case "overlaps":
+            return {name: {"$type": "array", "$nin": value}}
         case "like" | "ilike":
             return {name: {"$not": _pattern(compare), "$ne": None}}
         case "is":

@@ -7,11 +7,12 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any, Final, assert_never
+from typing import Any, Final, Literal, assert_never
 
-from sqlalchemy import CHAR, ColumnElement, TextClause, bindparam, text
+from sqlalchemy import CHAR, JSON, ColumnElement, TextClause, bindparam, text
 from sqlalchemy import Enum as EnumType
 from sqlalchemy.dialects.postgresql import DOMAIN
+from sqlalchemy.types import ARRAY as ANY_ARRAY
 from sqlalchemy.types import NullType, UserDefinedType
 
 from hybridkit.codec import encode_json
@@ -125,6 +126,8 @@ def _compare(left: "Operand", compare: Compare, arguments: Arguments) -> str:
             return f"(jsonb_typeof({left.sql}) = jsonb_typeof({right}) AND {clause})"
         case "in":
             return f"{left.sql} {left.among(value, arguments)}" if value else "false"
+        case "contains" | "overlaps":
+            return left.listed(compare.operator, value, arguments)
         case "like" | "ilike":
             return f"{left.text} {compare.operator.upper()} {arguments.add(value)}"
         case "is":
@@ -221,6 +224,26 @@ class Operand:
         if is_scalar(self.column.type):
             return f"= ANY({arguments.add([self.bound(value) for value in values])})"
         return f"IN ({', '.join(self.right_side(value, arguments) for value in values)})"
+
+    def listed(
+        self, operator: Literal["contains", "overlaps"], values: Sequence[Any], arguments: Arguments
+    ) -> str:
+        """Write the condition that the list has all of the values, or one of them.
+
+        Raises:
+            InvalidQueryError: the column is no array and no JSON.
+        """
+        own = bare(self.column.type)
+        if isinstance(own, JSON):
+            document = f"CAST({self.sql} AS jsonb)"
+            if operator == "contains":
+                return f"{document} @> CAST(CAST({arguments.add(_json(values))} AS text) AS jsonb)"
+            each = arguments.add([_json([value]) for value in values])
+            return f"{document} @> ANY(CAST(CAST({each} AS text[]) AS jsonb[]))"
+        if not isinstance(own, ANY_ARRAY):
+            raise InvalidQueryError(f"{self.field} is no list in the database")
+        sign = "@>" if operator == "contains" else "&&"
+        return f"{self.sql} {sign} {self.right_side(list(values), arguments)}"
 
     def bound(self, value: Any) -> Any:
         """Convert a value to what asyncpg takes.

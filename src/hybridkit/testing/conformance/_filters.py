@@ -23,6 +23,7 @@ RECORDS: Final[tuple[dict[str, Any], ...]] = (
         "due_at": "2026-01-01T00:00:00Z",
         "owner_id": OWNER,
         "details": {"size": 1, "color": "red"},
+        "marks": ["a", "b, c", 1],
     },
     {
         "name": "Anton",
@@ -32,8 +33,9 @@ RECORDS: Final[tuple[dict[str, Any], ...]] = (
         "weight": -0.5,
         "due_at": "2026-01-01T00:00:00.001Z",
         "details": {"size": 2, "color": "blue, dark"},
+        "marks": ["a", True, 2.5],
     },
-    {"name": "berta*", "kind": "ink", "price": "100", "rank": -3, "details": {"size": "big"}},
+    {"name": "berta*", "kind": "ink", "price": "100", "rank": -3, "details": {"size": "big"}, "marks": []},
     {"name": "c_%\\(,)\"'", "details": {"color": None}},
 )
 MOMENT: Final = "2026-01-01T00:00:00"
@@ -116,6 +118,21 @@ CASES: Final[tuple[tuple[Tree, tuple[str, str], list[str]], ...]] = (
     ({"in": ["name", [ANNA, BERTA]]}, ("name", "in.(anna,berta*)"), [ANNA, BERTA]),
     ({"in": ["rank", [1, 2, 7]]}, ("rank", "in.(1,2,7)"), [ANNA, ANTON]),
     ({"in": ["rank", []]}, ("rank", "in.()"), []),
+    # lists
+    ({"contains": ["marks", ["a"]]}, ("marks", "contains.(a)"), [ANNA, ANTON]),
+    ({"contains": ["marks", [1, "a"]]}, ("marks", "contains.(1,a)"), [ANNA]),
+    ({"contains": ["marks", ["1"]]}, ("marks", 'contains.("\\"1\\"")'), []),
+    ({"contains": ["marks", [1.0]]}, ("marks", "contains.(1.0)"), [ANNA]),
+    ({"contains": ["marks", ["b, c"]]}, ("marks", 'contains.("b, c")'), [ANNA]),
+    ({"contains": ["marks", [True]]}, ("marks", "contains.(true)"), [ANTON]),
+    ({"contains": ["marks", []]}, ("marks", "contains.()"), [ANNA, ANTON, BERTA]),
+    ({"not": {"contains": ["marks", ["a", 1]]}}, ("marks", "not.contains.(a,1)"), [ANTON, BERTA]),
+    ({"not": {"contains": ["marks", []]}}, ("marks", "not.contains.()"), []),
+    ({"overlaps": ["marks", [1, 2.5]]}, ("marks", "overlaps.(1,2.5)"), [ANNA, ANTON]),
+    ({"overlaps": ["marks", ["b, c", "z"]]}, ("marks", 'overlaps.("b, c",z)'), [ANNA]),
+    ({"overlaps": ["marks", []]}, ("marks", "overlaps.()"), []),
+    ({"not": {"overlaps": ["marks", [1, 7]]}}, ("marks", "not.overlaps.(1,7)"), [ANTON, BERTA]),
+    ({"not": {"overlaps": ["marks", []]}}, ("marks", "not.overlaps.()"), [ANNA, ANTON, BERTA]),
     # patterns
     ({"like": ["name", "an%"]}, ("name", "like.an*"), [ANNA]),
     ({"ilike": ["name", "AN%"]}, ("name", "ilike.AN*"), [ANNA, ANTON]),

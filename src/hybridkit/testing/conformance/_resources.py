@@ -139,6 +139,7 @@ THINGS: Final = Resource(
         "rank",
         "due_at",
         "owner_id",
+        "marks",
         "is_active",
         "created_at",
         "details.size",
