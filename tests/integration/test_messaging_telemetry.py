@@ -11,9 +11,7 @@ from urllib.parse import urlsplit
 
 import aio_pika
 import pytest
-from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
@@ -22,10 +20,11 @@ from hybridkit.errors import HybridkitError, RejectedError, UnroutableError
 from hybridkit.events import Command, Event
 from hybridkit.ids import new_id
 from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
-from hybridkit.observability import _metrics, _tracing, span
+from hybridkit.observability import _metrics, span
 from hybridkit.retry import Retry
 from hybridkit.testing import FaultProxy
 from tests.helpers import until
+from tests.helpers.spans import attributes_of, recording
 
 pytestmark = [pytest.mark.real_server, pytest.mark.usefixtures("no_jitter")]
 
@@ -64,14 +63,8 @@ class Spans:
 
 @pytest.fixture
 def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spans]:
-    """Set up a tracer provider for one test; OpenTelemetry's own setter works once per process."""
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
-    monkeypatch.setattr(_tracing, "_tracer", provider.get_tracer("hybridkit"))
-    yield Spans(exporter)
-    provider.shutdown()
+    with recording(monkeypatch) as exporter:
+        yield Spans(exporter)
 
 
 @pytest.fixture
@@ -103,10 +96,6 @@ def counted(function: Any, reached: asyncio.Semaphore) -> Any:
             reached.release()
 
     return call
-
-
-def attributes_of(span: ReadableSpan) -> dict[str, Any]:
-    return dict(span.attributes or {})
 
 
 def linked(consumed: ReadableSpan) -> tuple[int, int]:
@@ -169,10 +158,10 @@ async def test_a_failed_publish_says_so(spans: Spans, publisher: RobustPublisher
     assert attributes_of(published)["error.type"] == "UnroutableError"
 
 
-async def test_a_run_has_a_span_of_its_own_trace_that_links_to_the_publish(
+async def test_a_run_is_a_span_in_the_trace_of_the_publish_and_links_to_it(
     spans: Spans, publisher: RobustPublisher, connection: BrokerConnection, queue: str
 ) -> None:
-    """A handler's run is a trace that links to the publish, and what the handler publishes belongs to it."""
+    """A handler's run continues the publisher's trace, and so does what the handler publishes."""
     consumer = RobustConsumer(queue)
 
     @consumer.on(Spoken)
@@ -185,8 +174,8 @@ async def test_a_run_has_a_span_of_its_own_trace_that_links_to_the_publish(
     first, second = spans.published
     (processed,) = spans.processed
     assert linked(processed) == identity(first)
-    assert processed.parent is None
-    assert identity(processed)[0] != identity(first)[0]
+    assert processed.parent is not None
+    assert (processed.parent.trace_id, processed.parent.span_id) == identity(first)
     assert second.parent is not None
     assert (second.parent.trace_id, second.parent.span_id) == identity(processed)
     attributes = attributes_of(processed)
@@ -254,7 +243,7 @@ async def test_a_retry_links_to_the_same_publish_and_keeps_the_request(
     (published,) = spans.published
     first, second = spans.processed
     assert linked(first) == linked(second) == identity(published)
-    assert identity(first)[0] != identity(second)[0]
+    assert identity(first)[0] == identity(second)[0] == identity(published)[0]
 
 
 async def test_a_redelivery_links_to_the_same_publish_and_keeps_the_request(
@@ -372,20 +361,21 @@ async def test_a_run_s_destination_is_exchange_routing_key_and_queue(
 async def test_consuming_that_begins_in_a_span_is_no_part_of_it(
     spans: Spans, publisher: RobustPublisher, connection: BrokerConnection, queue: str
 ) -> None:
-    """The spans of messages have no parent, although the consumer was started within a span."""
+    """A message's span belongs to the publisher's trace, although the consumer was started within another one."""
     consumer = RobustConsumer(queue)
 
     @consumer.on(Spoken)
     async def listen(event: Spoken) -> None:
         pass
 
-    with span("start"):
+    with span("start") as start:
         running = consuming(consumer, connection, publisher, calls=1)
         await running.__aenter__()
     await publisher.publish(Spoken())
     await running.__aexit__(None, None, None)
     (processed,) = spans.processed
-    assert processed.parent is None
+    (published,) = spans.published
+    assert identity(processed)[0] == identity(published)[0] != start.get_span_context().trace_id
 
 
 async def test_a_run_that_failed_says_why(

@@ -18,9 +18,7 @@ from hybridkit.adapters.dependencies import Context, Postgres
 from hybridkit.adapters.fastapi import api_lifespan, create_app
 from hybridkit.context import bind, current
 from hybridkit.errors import MisuseError, RateLimitedError, UnavailableError, UniqueViolationError
-from hybridkit.observability import Tracing
 from hybridkit.security import OPEN
-from hybridkit.settings import SecretUrl
 from tests.helpers.apis import Settings, serving
 
 
@@ -479,17 +477,3 @@ async def test_a_start_that_failed_leaves_no_settings_behind(monkeypatch: pytest
     async with serving(app) as client:
         assert app.state.settings.service_name == "second"
         assert (await client.get("/ready")).status_code == 200
-
-
-async def test_spans_are_those_of_the_start(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the requests of a start with a collector are instrumented."""
-    monkeypatch.setattr(
-        _running, "configure_tracing", lambda _: Tracing(None)
-    )  # it is the process's, not a start's
-    app.state.settings = Settings(otel_exporter_otlp_endpoint=SecretUrl("http://127.0.0.1:9"))
-    seen: list[bool] = []
-    for _ in range(2):
-        async with serving(app) as client:
-            await client.get("/orders/1")
-            seen.append(bool(getattr(app, "_is_instrumented_by_opentelemetry", False)))
-    assert seen == [True, False]

@@ -1,14 +1,14 @@
 """What HTTP says around the records: paths, methods, limits, preferences, conditions, who may do what."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
-from opentelemetry import trace
 
 from hybridkit.dataservice import Grant
 from hybridkit.dataservice._http._transact_route import TransactRoute
 from hybridkit.dataservice._store._operations import Outcome, Result
 from hybridkit.errors import DeclarationError
+from tests.helpers.spans import recording
 
 MISSING = "1f1e54a2-f5d4-612b-8824-ddcdfebdd6fc"
 
@@ -93,25 +93,11 @@ async def test_the_routes_work_under_a_prefix(routes: Any) -> None:
 
 
 async def test_a_span_is_named_by_the_path(routes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenTelemetry asks each route of the application for its path, and the contract is only one."""
-
-    class Span:
-        name = ""
-        attributes: ClassVar[dict[str, str]] = {}
-
-        def is_recording(self) -> bool:
-            return True
-
-        def update_name(self, name: str) -> None:
-            self.name = name
-
-        def set_attribute(self, name: str, value: str) -> None:
-            self.attributes[name] = value
-
-    span = Span()
-    monkeypatch.setattr(trace, "get_current_span", lambda *_: span)
-    await routes.send("GET", f"/v1/notes/{MISSING}")
-    assert (span.name, span.attributes) == ("GET /v1/notes/{id}", {"http.route": "/v1/notes/{id}"})
+    """The contract is one route of the application, and many of its own."""
+    with recording(monkeypatch) as exporter:
+        await routes.send("GET", f"/v1/notes/{MISSING}")
+    (span,) = exporter.get_finished_spans()
+    assert (span.name, (span.attributes or {})["http.route"]) == ("GET /v1/notes/{id}", "/v1/notes/{id}")
 
 
 def test_a_path_answers_a_method_once(routes: Any) -> None:

@@ -6,20 +6,31 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from queue import Queue
-from typing import Never, Self
+from typing import Any, Never, Self
 from unittest.mock import Mock
 
 import pytest
 from opentelemetry import trace
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from hybridkit.errors import MissingExtraError
-from hybridkit.observability import Tracing, _tracing, configure_tracing, remote_trace, span, trace_headers
+from hybridkit.observability import (
+    Tracing,
+    _tracing,
+    configure_tracing,
+    remote_trace,
+    root_span,
+    span,
+    trace_headers,
+)
+from hybridkit.observability._metrics import registry
+from hybridkit.observability._otlp import BATCH_SPANS, MAX_WAITING_SPANS, EdgeSampler, SpanQueue
 from hybridkit.settings import SecretUrl, ServiceSettings
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
@@ -156,7 +167,7 @@ def collector() -> Iterator[Collector]:
 
 PROGRAM = """
 import asyncio
-from hybridkit.observability import configure_tracing, span
+from hybridkit.observability import configure_tracing, root_span, span
 from hybridkit.settings import ServiceSettings
 
 PARENT = {"traceparent": "%s"}
@@ -166,13 +177,21 @@ async def main():
         with span("GET /users", kind="server", parent=PARENT, attributes={"http.route": "/users"}):
             try:
                 with span("work"):
-                    raise LookupError("no such user")
+                    raise LookupError("no such user in https://user:hunter2@host/users?token=hunter2")
             except LookupError:
                 pass
         with span("user.created process", kind="consumer", linked=PARENT):
             pass
 
+async def again():
+    async with configure_tracing(ServiceSettings(service_name="second_start")):
+        with root_span("job"):
+            pass
+    with span("after the end"):
+        pass
+
 asyncio.run(main())
+asyncio.run(again())
 """
 
 
@@ -197,9 +216,122 @@ def test_spans_reach_the_collector_before_the_process_ends(collector: Collector)
     assert server.trace_id.hex() == work.trace_id.hex() == TRACE_ID
     assert (server.kind, consumer.kind) == (Span.SPAN_KIND_SERVER, Span.SPAN_KIND_CONSUMER)
     assert work.parent_span_id == server.span_id
-    assert [event.name for event in work.events] == ["exception"]
+    (event,) = work.events
+    texts = {pair.key: pair.value.string_value for pair in event.attributes}
+    assert texts["exception.type"] == "builtins.LookupError"
+    assert "no such user" in texts["exception.message"]
+    assert "hunter2" not in str(work)
     assert consumer.trace_id.hex() != TRACE_ID
     assert [link.trace_id.hex() for link in consumer.links] == [TRACE_ID]
+    resource, spans = collector.spans()
+    assert (resource["service.name"], list(spans)) == ("second_start", ["job"])
+
+
+class Exporter(SpanExporter):
+    """A collector's stand-in: it answers as it is told, and waits while it is told to."""
+
+    def __init__(self) -> None:
+        self.batches: Queue[list[str]] = Queue()
+        self.result = SpanExportResult.SUCCESS
+        self.error: Exception | None = None
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.batches.put([each.name for each in spans])
+        self.may_answer.wait(60)
+        if self.error:
+            raise self.error
+        return self.result
+
+    def shutdown(self) -> None:
+        self.batches.put(["shutdown"])
+
+
+def dropped(reason: str) -> float:
+    return registry.get_sample_value("hybridkit_spans_dropped_total", {"reason": reason}) or 0.0
+
+
+@pytest.fixture
+def exporter() -> Exporter:
+    return Exporter()
+
+
+@pytest.fixture
+def queue(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> Iterator[SpanQueue]:
+    """A queue with which this process records; nothing is sent before it is flushed or full."""
+    queue = SpanQueue(exporter, interval_seconds=3600)
+    provider = TracerProvider(sampler=EdgeSampler(1.0))
+    provider.add_span_processor(queue)
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+    monkeypatch.setattr(_tracing, "_tracer", provider.get_tracer("hybridkit"))
+    yield queue
+    exporter.may_answer.set()
+    provider.shutdown()
+
+
+def work(count: int, name: str = "work") -> None:
+    for _ in range(count):
+        with root_span(name):
+            pass
+
+
+def test_spans_go_out_in_batches(exporter: Exporter, queue: SpanQueue) -> None:
+    """A full batch at once, and the rest when asked, or at the end."""
+    work(BATCH_SPANS)
+    assert len(exporter.batches.get(timeout=60)) == BATCH_SPANS
+    work(1, "asked")
+    assert queue.force_flush(60_000)
+    assert exporter.batches.get(timeout=60) == ["asked"]
+    work(1, "last")
+    queue.shutdown()
+    assert [exporter.batches.get(timeout=60) for _ in range(2)] == [["last"], ["shutdown"]]
+    before = dropped("queue_full")
+    work(1, "too late")
+    assert dropped("queue_full") - before == 1
+
+
+def test_a_slow_collector_takes_bounded_memory_and_no_time(exporter: Exporter, queue: SpanQueue) -> None:
+    """What finds no place is counted, whatever the collector does meanwhile."""
+    before = dropped("queue_full")
+    exporter.may_answer.clear()
+    work(BATCH_SPANS)
+    exporter.batches.get(timeout=60)
+    work(MAX_WAITING_SPANS + 7)
+    assert dropped("queue_full") - before == 7
+    assert repr(queue) == f"SpanQueue({MAX_WAITING_SPANS} waiting, failures=0)"
+    assert not queue.force_flush(0)
+
+
+@pytest.mark.parametrize("error", [None, ValueError("not to be encoded")])
+def test_a_dead_collector_is_told_of_once(
+    exporter: Exporter, queue: SpanQueue, logs: list[MutableMapping[str, Any]], error: Exception | None
+) -> None:
+    """And once when it is back; each lost span is counted."""
+    before = dropped("not_sent")
+    exporter.result, exporter.error = SpanExportResult.FAILURE, error
+    for _ in range(3):
+        work(2)
+        assert queue.force_flush(60_000)
+        exporter.batches.get(timeout=60)
+    exporter.result, exporter.error = SpanExportResult.SUCCESS, None
+    work(1)
+    assert queue.force_flush(60_000)
+    queue.shutdown()
+    assert dropped("not_sent") - before == 6
+    assert [(line["log_level"], line["event"]) for line in logs] == [
+        ("warning", "spans can't be sent"),
+        ("info", "spans are sent again"),
+    ]
+    assert logs[1]["lost"] == 6
+
+
+def test_what_is_not_sampled_waits_nowhere(exporter: Exporter, queue: SpanQueue) -> None:
+    """A caller's decision inside the network is obeyed by dropping the span."""
+    with span("work", parent={"traceparent": TRACEPARENT[:-1] + "0"}):
+        pass
+    queue.shutdown()
+    assert exporter.batches.get(timeout=60) == ["shutdown"]
 
 
 class Stuck(TracerProvider):

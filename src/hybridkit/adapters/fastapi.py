@@ -18,8 +18,8 @@ in production only `/health` and the bare status of `/ready`.
 """
 
 import re
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from http.client import responses
 from inspect import iscoroutinefunction
 from typing import Any, Final, cast, get_args
@@ -59,7 +59,7 @@ from hybridkit.errors import (
 from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.lifespan import ServiceResources
 from hybridkit.messaging import RobustPublisher
-from hybridkit.observability import is_tracing, render_metrics
+from hybridkit.observability import render_metrics
 from hybridkit.security import OpenAccess, Security
 from hybridkit.settings import ServiceSettings
 
@@ -204,8 +204,10 @@ class _Api(FastAPI):
     """Keeps the handling of failures outside of all middleware, also of an application's own."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request or the lifespan; FastAPI's telemetry looks for providers only where one is known."""
-        if scope["type"] == "http" and not self.root_path and not is_tracing():
+        """Serve a request or the lifespan; a request without FastAPI's own telemetry, as it has a span already."""
+        if scope["type"] == "http":
+            if self.root_path:
+                scope["root_path"] = self.root_path
             await Starlette.__call__(self, scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
@@ -245,8 +247,7 @@ async def api_lifespan(app: FastAPI, settings: ServiceSettings) -> AsyncGenerato
         app.state.resources = resources
         app.state.redis = resources.providers.get(Redis)
         app.state.rabbitmq = resources.providers.get(RobustPublisher)
-        with _instrumented(app, settings):
-            yield resources
+        yield resources
 
 
 def run_api(app: FastAPI) -> None:
@@ -457,20 +458,3 @@ def _guard_of(scope: Scope) -> IdempotencyGuard | None:
     resources: ServiceResources = scope["app"].state.resources
     guard = resources.providers.get(IdempotencyGuard)
     return guard if isinstance(guard, IdempotencyGuard) else None
-
-
-@contextmanager
-def _instrumented(app: FastAPI, settings: ServiceSettings) -> Generator[None]:
-    """Trace requests inside the block when traces are exported."""
-    if settings.otel_exporter_otlp_endpoint is None:
-        yield
-        return
-    from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor  # noqa: PLC0415  # slow, rarely needed
-
-    FastAPIInstrumentor.instrument_app(app, excluded_urls="/health,/ready,/metrics")
-    app.middleware_stack = None  # built again with the instrumentation in it
-    try:
-        yield
-    finally:
-        FastAPIInstrumentor.uninstrument_app(app)
-        app.middleware_stack = None

@@ -23,6 +23,7 @@ from hybridkit.observability._tracing import (
     in_trace,
     is_tracing,
     remote_trace,
+    root_span,
     span,
     trace_headers,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "printable",
     "remote_trace",
     "render_metrics",
+    "root_span",
     "span",
     "stack_of",
     "trace_headers",

@@ -23,6 +23,7 @@ from structlog.typing import FilteringBoundLogger
 from hybridkit.context import bound
 from hybridkit.observability._metrics import metrics
 from hybridkit.observability._output import write_line
+from hybridkit.observability._redaction import masked_line, remember_secrets
 from hybridkit.observability._texts import class_name, printable, stack_of
 from hybridkit.settings import ServiceSettings
 
@@ -74,8 +75,6 @@ _RECORD_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {
 }
 # C0, DEL and C1, the separators of lines, and what turns the direction of writing.
 _CONTROLS: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-# `scheme://user:password@` and the token in a URL of Telegram's, in whatever text they turn up.
-_CREDENTIALS: Final = re.compile(rb"(://)[^\s/@\"]*:[^\s/@\"]*(?=@)|(/bot)[0-9]+:[A-Za-z0-9_-]+")
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
@@ -157,6 +156,7 @@ def configure_logging(settings: ServiceSettings) -> None:
 
     Lines are written at once, so that none is lost with the process. It may be called again.
     """
+    remember_secrets(settings)
     level = logging.getLevelNamesMapping()[settings.log_level]
     as_json = settings.log_format == "json" or (
         settings.log_format is None and settings.environment != "development"
@@ -247,7 +247,7 @@ class _Rendering:
         except Exception:  # noqa: BLE001 # a value that cannot be shown must not fail the work that logs it
             texts = {printable(key): printable(value) for key, value in event.items()}
             line = self._render(name, method, {**texts, "exc_info": error})
-        return _CREDENTIALS.sub(rb"\1\2**********", line) + b"\n"
+        return masked_line(line) + b"\n"
 
 
 def _json_renderer(settings: ServiceSettings) -> _Render:

@@ -1,8 +1,10 @@
 """Traces: spans through the OpenTelemetry API, and an exporter where one is configured.
 
-The API alone records nothing and passes the caller's trace on. With the extra `otel` and
-`OTEL_EXPORTER_OTLP_ENDPOINT` set, spans go to that collector over HTTP. Sampling and batching follow OpenTelemetry's
-own variables (https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/).
+The API alone records nothing. With the extra `otel` and `OTEL_EXPORTER_OTLP_ENDPOINT` set, spans go to that collector
+over HTTP; headers, certificates and compression of these requests follow OpenTelemetry's own variables
+(https://opentelemetry.io/docs/specs/otel/protocol/exporter/). `TRACE_SAMPLE_RATIO` says which part of the traces is
+recorded. That is decided where a trace enters our services, whatever an outside caller's `traceparent` says, and obeyed
+by all others.
 """
 
 import asyncio
@@ -10,15 +12,17 @@ import threading
 from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, override
 
 from opentelemetry import trace
-from opentelemetry.context import Context, attach, detach, get_current
-from opentelemetry.trace import Link, Span, SpanKind, StatusCode
+from opentelemetry.context import Context, attach, detach, get_current, get_value, set_value
+from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
+from hybridkit.context import bound
 from hybridkit.errors import MissingExtraError
+from hybridkit.observability._redaction import masked, remember_secrets
 from hybridkit.observability._texts import class_name, printable, stack_of
 from hybridkit.settings import ServiceSettings
 
@@ -34,7 +38,10 @@ _KINDS: Final = {
     "producer": SpanKind.PRODUCER,
     "consumer": SpanKind.CONSUMER,
 }
-_tracer: Final = trace.get_tracer("hybridkit")  # a proxy, for whatever provider comes later
+_DECIDED_ANEW: Final = "hybridkit.decided_anew"
+"""The key in a context whose remote parent was sent by somebody outside."""
+
+_tracer = trace.get_tracer("hybridkit")  # a proxy, for whatever provider comes later
 _propagator: Final = TraceContextTextMapPropagator()
 
 
@@ -45,6 +52,7 @@ def span(
     parent: Mapping[str, str] | None = None,
     linked: Mapping[str, str] | None = None,
     attributes: Mapping[str, AttributeValue] | None = None,
+    from_outside: bool = False,
 ) -> AbstractContextManager[Span]:
     """Open a span that is the current one inside the block; an error that leaves the block is recorded in it.
 
@@ -54,42 +62,85 @@ def span(
         name: a name of low variety: a route's template, `user.created process`, never an id.
         kind: which side of a call this is.
         parent: headers whose trace this span continues; without them it is a child of the current span.
-        linked: headers of a message whose trace is linked instead, as it may be long over.
+        linked: headers of a message whose span is linked.
         attributes: by the names of OpenTelemetry's semantic conventions.
+        from_outside: whether somebody outside of our services sends `parent`. Of theirs only the ids are taken:
+            whether the trace is recorded is decided anew.
     """
     if parent is None and not is_tracing():
         return nullcontext(trace.get_current_span())
-    return _recorded(name, _KINDS[kind], parent, linked, attributes)
+    if parent is None:
+        context = get_current()
+    else:
+        context = _from_outside(remote_trace(parent)) if from_outside else remote_trace(parent)
+    return _recorded(name, _KINDS[kind], context, linked, attributes)
+
+
+def root_span(
+    name: str,
+    *,
+    kind: Literal["internal", "consumer"] = "internal",
+    attributes: Mapping[str, AttributeValue] | None = None,
+) -> AbstractContextManager[Span]:
+    """Open the span of work that begins here, such as a job or an update: a trace of its own, wherever it is started.
+
+    Args:
+        name: a name of low variety.
+        kind: `consumer` for what somebody else has sent.
+        attributes: as in `span`.
+    """
+    if not is_tracing():
+        return nullcontext(trace.INVALID_SPAN)
+    return _recorded(name, _KINDS[kind], Context(), None, attributes)
 
 
 @contextmanager
 def _recorded(
     name: str,
     kind: SpanKind,
-    parent: Mapping[str, str] | None,
+    context: Context,
     linked: Mapping[str, str] | None,
     attributes: Mapping[str, AttributeValue] | None,
 ) -> Generator[Span]:
-    # Attached, not passed to the tracer: without an SDK, older versions of the API drop what it is passed.
-    token = attach(get_current() if parent is None else remote_trace(parent))
+    # Attached, not only passed to the tracer: without an SDK, older versions of the API drop what it is passed.
+    outer = attach(context)
+    started = _started(name, kind, attributes, _links(linked) if linked else None)
+    token = attach(trace.set_span_in_context(started, context))
     try:
-        started = _started(name, kind, attributes, _links(linked or {}))
-        try:
-            with trace.use_span(started):
-                yield started
-        except Exception as error:
-            started.set_attribute("error.type", type(error).__qualname__)
-            raise
-        finally:
-            with suppress(Exception):  # the same
-                started.end()
+        yield started
+    except Exception as error:
+        _note_error(started, error)
+        raise
     finally:
         detach(token)
+        detach(outer)
+        with suppress(Exception):  # a processor of the application's own must not fail what it observes
+            started.end()
+
+
+def _from_outside(context: Context) -> Context:
+    """Return a context in which sampling is decided anew, without the state that the caller wants handed on."""
+    theirs = trace.get_current_span(context).get_span_context()
+    if not theirs.is_valid:
+        return context
+    parent = SpanContext(theirs.trace_id, theirs.span_id, is_remote=True, trace_flags=theirs.trace_flags)
+    return set_value(_DECIDED_ANEW, True, trace.set_span_in_context(NonRecordingSpan(parent), Context()))
+
+
+def is_decided_anew(context: Context | None) -> bool:
+    """Return whether the remote parent in a context has no say in what is sampled."""
+    return get_value(_DECIDED_ANEW, context) is True
 
 
 def _started(
-    name: str, kind: SpanKind, attributes: Mapping[str, AttributeValue] | None, links: list[Link]
+    name: str,
+    kind: SpanKind,
+    attributes: Mapping[str, AttributeValue] | None,
+    links: list[Link] | None,
 ) -> Span:
+    about = bound()
+    if about is not None:
+        attributes = {**(attributes or {}), "request_id": about.request_id}
     try:
         return _tracer.start_span(name, kind=kind, attributes=attributes, links=links)
     except Exception:  # noqa: BLE001 # a processor or sampler of the application's own must not fail what it observes
@@ -100,20 +151,27 @@ def is_tracing() -> bool:
     """Return whether anything records spans; where nothing does, a span is empty work of 12 µs."""
     # Until there is a provider, `get_tracer_provider` looks into the environment, which costs each message 1 µs. What
     # the environment names was loaded when `_tracer` was made. Without the private name the answer is only slower.
-    if getattr(trace, "_TRACER_PROVIDER", trace) is None:
+    provider = getattr(trace, "_TRACER_PROVIDER", trace)
+    if provider is None:
         return False
+    if provider is _global:
+        return _global.chosen is not None
     return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
 def fail_span(error: BaseException) -> None:
     """Mark the current span as failed by an error that does not leave its block."""
-    current = trace.get_current_span()
-    if current.is_recording():
-        attributes = {"exception.message": printable(error), "exception.stacktrace": stack_of(error)}
-        current.add_event("exception", {"exception.type": class_name(error), **attributes})
-        name = printable(type(error).__qualname__)
-        current.set_status(StatusCode.ERROR, f"{name}: {printable(error)}")
-        current.set_attribute("error.type", name)
+    _note_error(trace.get_current_span(), error)
+
+
+def _note_error(span: Span, error: BaseException) -> None:
+    if not span.is_recording():
+        return
+    name, message = printable(type(error).__qualname__), masked(printable(error))
+    attributes = {"exception.message": message, "exception.stacktrace": masked(stack_of(error))}
+    span.add_event("exception", {"exception.type": class_name(error), **attributes})
+    span.set_status(StatusCode.ERROR, f"{name}: {message}")
+    span.set_attribute("error.type", name)
 
 
 def trace_headers() -> dict[str, str]:
@@ -144,6 +202,24 @@ def _links(headers: Mapping[str, str]) -> list[Link]:
     return [Link(linked)] if linked.is_valid else []
 
 
+class _GlobalProvider(trace.TracerProvider):
+    """OpenTelemetry's global provider of this process, which can be set once, while an application may start again.
+
+    Attributes:
+        chosen: the provider of the last start; None when it has stopped.
+    """
+
+    def __init__(self) -> None:
+        self.chosen: trace.TracerProvider | None = None
+
+    @override
+    def get_tracer(self, *args: Any, **kwargs: Any) -> trace.Tracer:
+        return (self.chosen or trace.NoOpTracerProvider()).get_tracer(*args, **kwargs)
+
+
+_global: Final = _GlobalProvider()
+
+
 class Tracing:
     """The exporter of this process. As `async with`, it sends what is left when the block ends."""
 
@@ -166,6 +242,8 @@ class Tracing:
         provider, self._provider = self._provider, None
         if provider is None:
             return
+        if _global.chosen is provider:
+            _global.chosen = None
         loop = asyncio.get_running_loop()
         done = asyncio.Event()
 
@@ -186,11 +264,12 @@ class Tracing:
 def configure_tracing(settings: ServiceSettings) -> Tracing:
     """Send this process's spans to `settings.otel_exporter_otlp_endpoint`; without one, do nothing.
 
-    Call it once per process, as OpenTelemetry has one global provider.
+    Call it once per start of the process's application, as OpenTelemetry has one global provider.
 
     Raises:
         MissingExtraError: an endpoint is set, but the extra `otel` is not installed.
     """
+    global _tracer  # a provider's tracers are its own, and each start has another provider
     endpoint = settings.otel_exporter_otlp_endpoint
     if endpoint is None:
         return Tracing(None)
@@ -198,6 +277,9 @@ def configure_tracing(settings: ServiceSettings) -> Tracing:
         from hybridkit.observability._otlp import otlp_provider  # noqa: PLC0415 # needs the extra
     except ImportError:
         raise MissingExtraError("OTEL_EXPORTER_OTLP_ENDPOINT", extra="otel") from None
+    remember_secrets(settings)
     provider = otlp_provider(settings, endpoint.get_secret_value())
-    trace.set_tracer_provider(provider)
+    _global.chosen, _tracer = provider, provider.get_tracer("hybridkit")
+    if getattr(trace, "_TRACER_PROVIDER", None) is not _global:
+        trace.set_tracer_provider(_global)
     return Tracing(provider)

@@ -65,6 +65,8 @@ class ServiceSettings(BaseSettings, Reporting):  # pyright: ignore[reportIncompa
         loop_stall_seconds: how long the event loop may be blocked before a warning says what blocks it.
         loop_dead_seconds: how long the event loop may be blocked before the process counts as dead.
         otel_exporter_otlp_endpoint: the base URL of an OTLP/HTTP collector; without one no trace is exported.
+        trace_sample_ratio: the part of the traces to export, from 0 to 1. The service in which a trace begins decides
+            for all others; a caller from outside can't.
 
     Raises:
         SettingsError: values are missing or refused; the error has every problem at once.
@@ -93,6 +95,7 @@ class ServiceSettings(BaseSettings, Reporting):  # pyright: ignore[reportIncompa
     loop_stall_seconds: float = Field(default=1.0, ge=0.05)
     loop_dead_seconds: float = Field(default=30.0, gt=0)
     otel_exporter_otlp_endpoint: HttpUrl | None = None
+    trace_sample_ratio: float = Field(default=1.0, ge=0, le=1)
 
     def __init__(self, /, **values: Any) -> None:
         problems: list[str] = []

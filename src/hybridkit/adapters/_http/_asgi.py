@@ -26,6 +26,7 @@ from hybridkit._asgi_types import ASGIApp, Message, Receive, Scope, Send
 from hybridkit._header_fields import Fields
 from hybridkit.adapters._http._limits import AmbiguousHeadError, BodyLimits, LimitedReceive, check_head
 from hybridkit.adapters._http._problems import is_upstream_error, problem_body, problem_headers, problem_of
+from hybridkit.adapters._http._spans import METHODS, end_request_span, request_span
 from hybridkit.context import (
     REQUEST_ID_HEADER,
     REQUEST_TIMEOUT_HEADER,
@@ -38,13 +39,12 @@ from hybridkit.context import (
     with_noted_user,
 )
 from hybridkit.errors import HybridkitError, InvalidHeaderError, OutcomeUnknownError, RejectedError
-from hybridkit.observability import get_logger, metrics
+from hybridkit.observability import fail_span, get_logger, is_tracing, metrics
 
 type FailureHandler = Callable[[Scope, Receive, Send, Exception], Awaitable[bool]]
 type RawHeaders = list[tuple[bytes, bytes]]
 
 PROBE_PATHS: Final = frozenset({"/health", "/ready", "/metrics"})
-_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY"})
 
 ABORT_EXTENSION: Final = "hybridkit.abort"
 """The key in a scope's `extensions` of a function that closes the connection, to take back half a response."""
@@ -98,7 +98,15 @@ class RequestContextMiddleware:
         except InvalidHeaderError as error:
             context, app = _context_of_refused(fields), _refusing(error)
         with bind(context), noting_user():
-            await _RequestCycle(scope, send, context, self).run(app, receive)
+            cycle = _RequestCycle(scope, send, context, self)
+            if scope["path"] in PROBE_PATHS or not is_tracing():
+                await cycle.run(app, receive)
+                return
+            with request_span(scope, fields, internal=self.internal) as span:
+                try:
+                    await cycle.run(app, receive)
+                finally:
+                    end_request_span(span, scope, route=_template(scope), status=cycle.status)
 
 
 class ProblemMiddleware:
@@ -250,6 +258,11 @@ class _RequestCycle:
         self._headers: RawHeaders = [(_REQUEST_ID, to_http(context.request_id).encode())]
         scope[RESPONSE_HEADERS] = self._headers
 
+    @property
+    def status(self) -> int:
+        """The response's status; 500 where there is none."""
+        return self._response.status or 500
+
     async def run(self, app: ASGIApp, receive: Receive) -> None:
         started = time.perf_counter()
         metrics.http_server_in_flight.inc()
@@ -313,8 +326,8 @@ class _RequestCycle:
         await self._response.flush()
 
     def _record(self, seconds: float) -> None:
-        method, path, status = self.scope["method"], self.scope["path"], self._response.status or 500
-        known_method = method if method in _METHODS else "OTHER"
+        method, path, status = self.scope["method"], self.scope["path"], self.status
+        known_method = method if method in METHODS else "OTHER"
         _duration(known_method, _template(self.scope), status).observe(seconds)
         log = _log.debug if path in PROBE_PATHS else _log.info
         log(
@@ -350,6 +363,7 @@ def _log_failure(error: Exception, event: str, *, is_expected: bool = True) -> N
         else:
             is_answer = isinstance(error, RejectedError) and is_upstream_error(error)
             place = {} if is_answer else {"exc_info": error}
+            fail_span(error)
             _log.error(event, reason=f"{type(error).__name__}: {error}", **place)
 
 

@@ -5,7 +5,7 @@ import math
 import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any, Final, cast
 
@@ -22,7 +22,7 @@ from hybridkit.context import RequestContext, bind, current
 from hybridkit.errors import ClaimLostError, LockLostError, UnavailableError
 from hybridkit.idempotency import Acquired, Completed, IdempotencyGuard, InProgress, Outcome, claim_key
 from hybridkit.messaging._consuming._isolation import HandlerLock
-from hybridkit.observability import get_logger, metrics
+from hybridkit.observability import fail_span, get_logger, metrics, root_span
 from hybridkit.retry import Retry, RetryAfter
 
 HANDLER_SECONDS: Final = 300.0
@@ -100,7 +100,7 @@ class UpdateRunner:
         Only cancellation is raised: an update that is given up is logged, answered and finished.
         """
         started = time.perf_counter()
-        with bind(RequestContext()):
+        with bind(RequestContext()), _span_of(update):
             outcome = await self._run_in_turn(update, stopping)
             if outcome is None:
                 return False
@@ -207,6 +207,7 @@ class UpdateRunner:
             seconds = None if is_last else self._pause_seconds(ended, number)
             if seconds is None:
                 _log.exception("an update's handler failed", exc_info=ended)
+                fail_span(ended)
                 return _why_given_up(ended)
             metrics.bot_update_retries.labels(update.event_type).inc()
             _log.warning(
@@ -275,6 +276,11 @@ class UpdateRunner:
         ):  # the handler has returned a method: `return message.answer(…)`
             await self._bot(cast("TelegramMethod[Any]", result))
         return result is not UNHANDLED
+
+
+def _span_of(update: Update) -> AbstractContextManager[object]:
+    attributes = {"telegram.update.id": update.update_id, "telegram.update.type": update.event_type}
+    return root_span(f"update {update.event_type}", kind="consumer", attributes=attributes)
 
 
 def _why_given_up(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from hybridkit.clients._transports._base import Response
 from hybridkit.observability import get_logger, metrics, span
 
 if TYPE_CHECKING:
+    from opentelemetry.util.types import AttributeValue
     from prometheus_client import Histogram
 
 _LEVELS: Final[dict[BreakerState, int]] = {"closed": 0, "half_open": 1, "open": 2}
@@ -25,6 +26,12 @@ class Telemetry:
 
     def __init__(self, target: str) -> None:
         self._target = target
+        address, _, port = target.rpartition(":")
+        self._server: Final[dict[str, AttributeValue]] = (
+            {"server.address": address, "server.port": int(port)}
+            if address and port.isdecimal()
+            else {"server.address": target}
+        )
         self._durations: dict[tuple[str, str], Histogram] = {}
         self.retries: Final = metrics.http_client_retries.labels(target)
         self.in_flight: Final = metrics.http_client_in_flight.labels(target)
@@ -44,7 +51,7 @@ class Telemetry:
 
     def span(self, method: str) -> AbstractContextManager[Span]:
         """Open the span of a call, all attempts together: https://opentelemetry.io/docs/specs/semconv/http/http-spans/."""
-        attributes = {"http.request.method": method, "server.address": self._target}
+        attributes = {"http.request.method": method, **self._server}
         return span(f"{method} {self._target}", kind="client", attributes=attributes)
 
     def answered(self, response: Response, current: Span) -> None:

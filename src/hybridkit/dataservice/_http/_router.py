@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, Final
 
-from opentelemetry import trace
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 
@@ -201,7 +200,6 @@ class ContractRouter(BaseRoute):
                 await BytesResponse(204, b"", item.options).send(receive, send, ())
                 return
             raise HTTPException(405, headers={"allow": item.allow})
-        _name_span(scope["method"], item.path)
         request = ContractRequest(scope, receive)
         request.record_id = scope["path_params"]["id"]
         check_url(request)
@@ -257,11 +255,3 @@ def _common_headers(request: ContractRequest, endpoint: Endpoint, waited: Waitin
     if waited.seconds:
         headers.append((b"server-timing", waited.header.encode()))
     return headers
-
-
-def _name_span(method: str, path: str) -> None:
-    """Name the request's span as OpenTelemetry's instrumentation does for the routes that it knows."""
-    span = trace.get_current_span()
-    if span.is_recording():
-        span.update_name(f"{method} {path}")
-        span.set_attribute("http.route", path)

@@ -12,7 +12,8 @@ from hybridkit.idempotency import claim_key
 from hybridkit.messaging._consuming._delivery import Delivery
 from hybridkit.messaging._consuming._handlers import Handler
 from hybridkit.messaging._consuming._verdict import Settled
-from hybridkit.observability import get_logger, is_tracing, metrics, span
+from hybridkit.messaging._publishing._telemetry import process_span
+from hybridkit.observability import get_logger, is_tracing, metrics
 
 _NO_SPAN: Final[AbstractContextManager[object]] = nullcontext()
 
@@ -77,7 +78,7 @@ def context_of(envelope: EventEnvelope[Any]) -> RequestContext:
 
 
 def consumer_span(delivery: Delivery, event_id: str | None = None) -> AbstractContextManager[object]:
-    """Return the consumer's span, linked to the producer's; where nothing records, the headers stay undecoded.
+    """Return the consumer's span in the producer's trace; where nothing records, the headers stay undecoded.
 
     Args:
         delivery: the message.
@@ -85,20 +86,10 @@ def consumer_span(delivery: Delivery, event_id: str | None = None) -> AbstractCo
     """
     if not is_tracing():
         return _NO_SPAN
-    attributes: dict[str, str | int] = {
-        "messaging.system": "rabbitmq",
-        "messaging.operation.type": "process",
-        "messaging.operation.name": "process",
-        "messaging.destination.name": delivery.destination,
-        "messaging.rabbitmq.destination.routing_key": delivery.routing_key,
-        "messaging.message.body.size": len(delivery.body),
-        **({"messaging.message.id": event_id} if event_id else {}),
-    }
-    # A trace of its own: the task was started in whatever span the consumer was started in.
-    return span(
-        f"process {delivery.destination}",
-        kind="consumer",
-        parent={},
-        linked={name: value for name, value in delivery.headers.items() if isinstance(value, str)},
-        attributes=attributes,
+    return process_span(
+        delivery.destination,
+        routing_key=delivery.routing_key,
+        event_id=event_id,
+        body_bytes=len(delivery.body),
+        headers=delivery.headers,
     )

@@ -18,3 +18,8 @@ class ProcessMetrics:
         "Times in which the event loop was blocked for longer than LOOP_STALL_SECONDS.",
     )
     log_lines_dropped = counter("hybridkit_log_lines_dropped_total", "Log lines that could not be written.")
+    spans_dropped = counter(
+        "hybridkit_spans_dropped_total",
+        "Spans that no collector has got.",
+        ("reason",),  # queue_full, not_sent
+    )
