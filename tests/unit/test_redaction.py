@@ -1,7 +1,5 @@
 """Secrets that get into a text are masked in it, wherever the text goes."""
 
-from collections.abc import Iterator
-
 import pytest
 from pydantic import SecretBytes, SecretStr
 
@@ -14,10 +12,9 @@ M = _redaction.MASK
 
 
 @pytest.fixture(autouse=True)
-def _forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test knows no secrets of others' settings."""
     monkeypatch.setattr(_redaction, "_known", set[bytes]())
-    yield
 
 
 @pytest.mark.parametrize(
