@@ -16,13 +16,13 @@ answer is left behind, and neither raises.
 from hybridkit.observability._logging import configure_logging, get_logger
 from hybridkit.observability._metrics import Metrics, metrics, render_metrics
 from hybridkit.observability._texts import class_name, printable, stack_of
+from hybridkit.observability._trace_context import remote_trace
 from hybridkit.observability._tracing import (
     Tracing,
     configure_tracing,
     fail_span,
     in_trace,
     is_tracing,
-    remote_trace,
     root_span,
     span,
     trace_headers,

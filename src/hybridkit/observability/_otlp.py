@@ -20,7 +20,7 @@ from opentelemetry.util.types import Attributes
 
 from hybridkit.observability._logging import get_logger
 from hybridkit.observability._metrics import metrics
-from hybridkit.observability._tracing import is_decided_anew
+from hybridkit.observability._trace_context import is_decided_anew
 from hybridkit.settings import ServiceSettings
 
 MAX_WAITING_SPANS: Final = 2048

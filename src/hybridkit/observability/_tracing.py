@@ -15,15 +15,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, override
 
 from opentelemetry import trace
-from opentelemetry.context import Context, attach, detach, get_current, get_value, set_value
-from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, StatusCode
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.context import Context, attach, detach, get_current
+from opentelemetry.trace import Link, Span, SpanKind, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from hybridkit.context import bound
 from hybridkit.errors import MissingExtraError
 from hybridkit.observability._redaction import masked, remember_secrets
 from hybridkit.observability._texts import class_name, printable, stack_of
+from hybridkit.observability._trace_context import PROPAGATOR, remote_trace, untrusted
 from hybridkit.settings import ServiceSettings
 
 if TYPE_CHECKING:
@@ -38,11 +38,7 @@ _KINDS: Final = {
     "producer": SpanKind.PRODUCER,
     "consumer": SpanKind.CONSUMER,
 }
-_DECIDED_ANEW: Final = "hybridkit.decided_anew"
-"""The key in a context whose remote parent was sent by somebody outside."""
-
 _tracer = trace.get_tracer("hybridkit")  # a proxy, for whatever provider comes later
-_propagator: Final = TraceContextTextMapPropagator()
 
 
 def span(
@@ -72,7 +68,7 @@ def span(
     if parent is None:
         context = get_current()
     else:
-        context = _from_outside(remote_trace(parent)) if from_outside else remote_trace(parent)
+        context = untrusted(remote_trace(parent)) if from_outside else remote_trace(parent)
     return _recorded(name, _KINDS[kind], context, linked, attributes)
 
 
@@ -116,20 +112,6 @@ def _recorded(
         detach(outer)
         with suppress(Exception):  # a processor of the application's own must not fail what it observes
             started.end()
-
-
-def _from_outside(context: Context) -> Context:
-    """Return a context in which sampling is decided anew, without the state that the caller wants handed on."""
-    theirs = trace.get_current_span(context).get_span_context()
-    if not theirs.is_valid:
-        return context
-    parent = SpanContext(theirs.trace_id, theirs.span_id, is_remote=True, trace_flags=theirs.trace_flags)
-    return set_value(_DECIDED_ANEW, True, trace.set_span_in_context(NonRecordingSpan(parent), Context()))
-
-
-def is_decided_anew(context: Context | None) -> bool:
-    """Return whether the remote parent in a context has no say in what is sampled."""
-    return get_value(_DECIDED_ANEW, context) is True
 
 
 def _started(
@@ -178,13 +160,8 @@ def trace_headers() -> dict[str, str]:
     """Return `traceparent` and `tracestate` of the current span (https://www.w3.org/TR/trace-context/), or nothing."""
     headers: dict[str, str] = {}
     if trace.get_current_span() is not trace.INVALID_SPAN:
-        _propagator.inject(headers)
+        PROPAGATOR.inject(headers)
     return headers
-
-
-def remote_trace(headers: Mapping[str, str]) -> Context:
-    """Read the caller's trace as a context for OpenTelemetry's own functions; malformed headers make an empty one."""
-    return _propagator.extract(headers, context=Context())
 
 
 @contextmanager

@@ -279,7 +279,10 @@ class UpdateRunner:
 
 
 def _span_of(update: Update) -> AbstractContextManager[object]:
-    attributes = {"telegram.update.id": update.update_id, "telegram.update.type": update.event_type}
+    attributes: dict[str, str | int] = {
+        "telegram.update.id": update.update_id,
+        "telegram.update.type": update.event_type,
+    }
     return root_span(f"update {update.event_type}", kind="consumer", attributes=attributes)
 
 
