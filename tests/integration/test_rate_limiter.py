@@ -403,3 +403,20 @@ async def test_a_cancelled_request_leaves_the_connection_usable(redis_client: Re
     assert len(left) == 50
     assert left == sorted(left, reverse=True)
     assert (await limiter.check("anna")).remaining == 1000 - 102
+
+
+async def test_a_limit_may_be_left_out(redis_url: str) -> None:
+    """A request that a limit doesn't concern takes nothing off it, in Redis as without it."""
+    limits = {"all": Rate(100, "minute", burst=100), "group": Rate(1, "minute", burst=1)}
+    async with connect_redis(redis_url) as redis, connect_redis("redis://127.0.0.1:1/0") as none:
+        for client in (redis, none):
+            limiter = RateLimiter("left_out", limits, redis=client)
+            for _ in range(3):
+                assert (await limiter.check("bot", None)).policy == "left_out.all"
+            assert (await limiter.check("bot", "g")).allowed
+            decision = await limiter.check("bot", "g")
+            assert (decision.allowed, decision.policy) == (False, "left_out.group")
+            assert not (await limiter.check(None, "g")).allowed
+            assert (await limiter.check("bot", None)).remaining == 95
+            with pytest.raises(MisuseError, match="one of its limits at least"):
+                await limiter.check(None, None)

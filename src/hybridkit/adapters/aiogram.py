@@ -55,6 +55,7 @@ try:
     from hybridkit.adapters._telegram._handling import HANDLER_SECONDS, TemporaryErrors, UpdateRunner
     from hybridkit.adapters._telegram._polling import Polling
     from hybridkit.adapters._telegram._reading import token_error
+    from hybridkit.adapters._telegram._sender import BlockedHandler, BlockedHook, BotBlockedError, Sender
     from hybridkit.adapters._telegram._static_handlers import CONTEXT_NAMES, static_handlers
     from hybridkit.adapters._telegram._webhook import Webhook
 except ImportError as error:
@@ -62,7 +63,15 @@ except ImportError as error:
         raise
     raise MissingExtraError(__name__, extra="aiogram") from None
 
-__all__ = ["FAILURE_TEXTS", "ChatIsolation", "ChatStorage", "bot_lifespan", "run_bot"]
+__all__ = [
+    "FAILURE_TEXTS",
+    "BotBlockedError",
+    "ChatIsolation",
+    "ChatStorage",
+    "Sender",
+    "bot_lifespan",
+    "run_bot",
+]
 
 _log = get_logger("hybridkit.bot")
 
@@ -75,6 +84,7 @@ def run_bot(
     lifespan: Lifespan | None = None,
     failure_texts: Mapping[str, str] = FAILURE_TEXTS,
     handler_seconds: float = HANDLER_SECONDS,
+    on_blocked: BlockedHandler | None = None,
 ) -> None:
     """Handle updates until SIGTERM, then finish what runs and return. A second signal ends what runs.
 
@@ -90,6 +100,8 @@ def run_bot(
         failure_texts: the answer to a user whose update is given up, by language (`ru`); `{request_id}` is filled in.
             English, or else the first, is for all other languages. An empty mapping turns the answers off.
         handler_seconds: the time limit of an update's handlers; they are cancelled then, and the update is given up.
+        on_blocked: an async function that is called with the id of a chat for each message that was refused because the
+            user has blocked the bot; its other parameters are injected by type.
 
     Raises:
         SystemExit: the settings are unusable, or the start failed; with code 1.
@@ -103,6 +115,7 @@ def run_bot(
             lifespan=lifespan,
             failure_texts=failure_texts,
             handler_seconds=handler_seconds,
+            on_blocked=on_blocked,
         )
         async with running as (resources, source):
             resources.started()
@@ -121,6 +134,7 @@ async def bot_lifespan(
     lifespan: Lifespan | None = None,
     failure_texts: Mapping[str, str] = FAILURE_TEXTS,
     handler_seconds: float = HANDLER_SECONDS,
+    on_blocked: BlockedHandler | None = None,
 ) -> AsyncGenerator[ServiceResources]:
     """Run the bot inside the block, as `run_bot` does, for an application with its own `main`.
 
@@ -133,6 +147,7 @@ async def bot_lifespan(
         lifespan=lifespan,
         failure_texts=failure_texts,
         handler_seconds=handler_seconds,
+        on_blocked=on_blocked,
     )
     async with running as (resources, _):
         yield resources
@@ -147,6 +162,7 @@ async def _running_bot(
     lifespan: Lifespan | None,
     failure_texts: Mapping[str, str],
     handler_seconds: float,
+    on_blocked: BlockedHandler | None,
 ) -> AsyncGenerator[tuple[ServiceResources, Polling | Webhook]]:
     check_texts(failure_texts)
     if handler_seconds <= 0:
@@ -154,8 +170,12 @@ async def _running_bot(
     # A message to a user can't be taken back: without Redis, waiting is better than sending it twice.
     async with open_resources("aiogram", settings, when_down=RedisDown.EXTERNAL) as resources:
         bot = await resources.open("telegram", lambda: _connected_bot(settings), provides=Bot)
-        await open_application(resources, lifespan)
         redis = provided(resources, Redis)
+        blocked = None if on_blocked is None else BlockedHook(on_blocked, resources.providers)
+        bot.session.middleware(Sender(redis, on_blocked=blocked))
+        await open_application(resources, lifespan)
+        if blocked is not None:
+            blocked.check()
         await resources.open("dispatcher", lambda: _started(dispatcher, bot, redis, resources.providers))
         await start_consumers(resources, consumers, providers=resources.providers)
         updates = UpdateRunner(

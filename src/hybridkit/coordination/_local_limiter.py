@@ -35,34 +35,36 @@ class LocalLimiter:
     def __repr__(self) -> str:
         return f"LocalLimiter({len(self._full_at)} keys)"
 
-    def check(self, names: Sequence[str], cost: int) -> list[int]:
+    def check(self, names: Sequence[str], cost: int, limits: Sequence[int] | None = None) -> list[int]:
         """Decide as the script `CHECK` does, and return the same numbers.
 
         Args:
             names: the key of each limit.
             cost: how much the request takes of each.
+            limits: the indexes of the limits, one for each name; by default all of them.
         """
+        chosen = self._limits if limits is None else [self._limits[index] for index in limits]
         now = int(self._clock() * 1_000_000)
         before = [max(self._full_at.get(name, now), now) for name in names]
         waits = [
             full_at + (min(cost, burst) - burst) * interval - now
-            for full_at, (interval, burst) in zip(before, self._limits, strict=True)
+            for full_at, (interval, burst) in zip(before, chosen, strict=True)
         ]
         longest = max(range(len(waits)), key=lambda index: waits[index])
         if waits[longest] > 0:
-            return [0, longest, *self._left(before[longest] - now, longest, wait=waits[longest])]
-        after = [
-            full_at + cost * interval for full_at, (interval, _) in zip(before, self._limits, strict=True)
-        ]
+            return [0, longest, *self._left(before[longest] - now, chosen[longest], wait=waits[longest])]
+        after = [full_at + cost * interval for full_at, (interval, _) in zip(before, chosen, strict=True)]
         for name, full_at in zip(names, after, strict=True):
             self._full_at[name] = full_at
             self._full_at.move_to_end(name)
         while len(self._full_at) > MAX_KEYS:
             self._full_at.popitem(last=False)
-        left = [self._left(full_at - now, index, wait=0) for index, full_at in enumerate(after)]
+        left = [
+            self._left(full_at - now, limit, wait=0) for full_at, limit in zip(after, chosen, strict=True)
+        ]
         tightest = min(range(len(left)), key=lambda index: left[index][0])
         return [1, tightest, *left[tightest]]
 
-    def _left(self, missing: int, index: int, *, wait: int) -> tuple[int, int, int]:
-        interval, burst = self._limits[index]
+    def _left(self, missing: int, limit: tuple[int, int], *, wait: int) -> tuple[int, int, int]:
+        interval, burst = limit
         return max((burst * interval - missing) // interval, 0), wait, missing

@@ -150,39 +150,45 @@ class RateLimiter:
         rates = ", ".join(f"{name}={rate}" for name, rate in self.policies.items())
         return f"RateLimiter({rates}, local={self._is_local})"
 
-    async def check(self, *keys: str | int | UUID, cost: int = 1) -> LimitDecision:
+    async def check(self, *keys: str | int | UUID | None, cost: int = 1) -> LimitDecision:
         """Take the cost of a request off all limits, if all of them have it.
 
         Args:
-            keys: who or what is counted, one key for each limit, in the order of the limits; whatever it is.
+            keys: who or what is counted, one key for each limit, in the order of the limits; whatever it is. None for a
+                limit that doesn't concern this request.
             cost: how much the request takes of each limit; from 1 to the smallest burst.
 
         Raises:
-            MisuseError: the number of keys isn't that of the limits, or the cost is more than can ever be had.
+            MisuseError: the number of keys isn't that of the limits, all are None, or the cost is more than can ever be
+                had.
         """
         if len(keys) != len(self._prefixes):
             raise MisuseError(
                 f"{self.name} has {len(self._prefixes)} limits ({', '.join(self.policies)}): give a key for each,"
                 f" not {len(keys)}"
             )
+        concerned = [index for index, key in enumerate(keys) if key is not None]
+        if not concerned:
+            raise MisuseError(f"a request to {self.name} is concerned by one of its limits at least")
         if not 1 <= cost <= self._highest_cost:
             raise MisuseError(
                 f"a cost of {cost} is never allowed by {self.name}: it is from 1 to its smallest burst,"
                 f" {self._highest_cost}"
             )
-        names = [prefix + _as_text(key) for prefix, key in zip(self._prefixes, keys, strict=True)]
+        names = [self._prefixes[index] + _as_text(keys[index]) for index in concerned]
+        arguments = [self._arguments[2 * index + which] for index in concerned for which in (0, 1)]
         multiplexer = multiplexer_of(self._redis or redis_of_process(f"the rate limiter {self.name}"))
         try:
-            numbers = await multiplexer.run(CHECK, names, cost, *self._arguments)
+            numbers = await multiplexer.run(CHECK, names, cost, *arguments)
         except UnavailableError as error:
             self._note(reason=str(error))
-            numbers = self._local.check(names, cost)
+            numbers = self._local.check(names, cost, concerned)
         else:
             if self._is_local:
                 self._note(reason=None)
         allowed, index, remaining, wait, reset = numbers
         self._counters[self._is_local, allowed].inc()
-        policy, rate = self._names[index]
+        policy, rate = self._names[concerned[index]]
         return LimitDecision(
             allowed == 1, policy, rate, remaining, wait / 1_000_000, reset / 1_000_000, self._is_local
         )
@@ -196,7 +202,7 @@ class RateLimiter:
         self._is_local = is_local
 
 
-def _as_text(key: str | int | UUID) -> str:
+def _as_text(key: object) -> str:
     """Return a key as it is, or its SHA-256 if it is long, or has characters that not every tool shows."""
     text = str(key)
     if len(text) <= _LONGEST_KEY and text.isascii():

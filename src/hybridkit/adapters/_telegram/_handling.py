@@ -18,6 +18,7 @@ from hybridkit._tasks import TaskSet, is_set_within, run_isolated
 from hybridkit.adapters._telegram._chat_turns import ChatTurns
 from hybridkit.adapters._telegram._failures import answer_failure, is_temporary
 from hybridkit.adapters._telegram._reading import chat_of
+from hybridkit.adapters._telegram._sender import BotBlockedError
 from hybridkit.context import RequestContext, bind, current
 from hybridkit.errors import ClaimLostError, LockLostError, UnavailableError
 from hybridkit.idempotency import Acquired, Completed, IdempotencyGuard, InProgress, Outcome, claim_key
@@ -41,6 +42,9 @@ ALONE_SECONDS: Final = 5.0
 
 CLAIM_WAIT_SECONDS: Final = 5.0
 REDIS_PAUSE_SECONDS: Final = 0.5
+
+_WITHOUT_ANSWER: Final = frozenset({"done", "unhandled", "blocked"})
+"""The outcomes after which nobody waits for the answer to a failure."""
 
 _log = get_logger("hybridkit.bot")
 
@@ -156,7 +160,7 @@ class UpdateRunner:
             async with self._guard.hold(acquired):
                 outcome = await self._run_with_retries(update, stopping)
             if outcome is not None:
-                recorded = Outcome.COMPLETED if outcome in {"done", "unhandled"} else Outcome.FAILED
+                recorded = Outcome.COMPLETED if outcome in _WITHOUT_ANSWER else Outcome.FAILED
         finally:
             await self._guard.finish(acquired, recorded)
         if recorded is Outcome.FAILED:
@@ -196,7 +200,7 @@ class UpdateRunner:
                 return None
 
     async def _run_with_retries(self, update: Update, stopping: asyncio.Event) -> str | None:
-        """Return `done`, `unhandled` or why the update was given up, or None when the stop came first."""
+        """Return `done`, `unhandled`, `blocked` or why the update was given up, or None when the stop came first."""
         number = 0
         while True:
             number += 1
@@ -204,6 +208,8 @@ class UpdateRunner:
             ended = await self._attempt(update, is_last=is_last)
             if isinstance(ended, bool):
                 return "done" if ended else "unhandled"
+            if isinstance(ended, BotBlockedError) and ended.chat_id == chat_of(update):
+                return "blocked"
             seconds = None if is_last else self._pause_seconds(ended, number)
             if seconds is None:
                 _log.exception("an update's handler failed", exc_info=ended)

@@ -41,3 +41,21 @@ class TelegramMetrics:
         "Updates that wait at Telegram for the webhook; Telegram is asked once a minute.",
         workers="livemax",
     )
+    bot_message_duration = histogram(
+        "hybridkit_bot_message_duration_seconds",
+        "Time from the call that sends a message to Telegram's answer, waiting for Telegram's limits included.",
+        buckets=WORK_SECONDS,
+    )
+    bot_messages_waiting = gauge(
+        "hybridkit_bot_waiting_messages",
+        "Messages that wait for their chat's turn, Telegram's limits, or Telegram's answer.",
+        workers="livesum",
+    )
+    bot_messages_refused = counter(
+        "hybridkit_bot_messages_refused_total",
+        "Messages that Telegram refused with 429, as too many.",
+    )
+    bot_chats_blocked = counter(
+        "hybridkit_bot_blocked_messages_total",
+        "Messages to a chat that has blocked the bot.",
+    )
