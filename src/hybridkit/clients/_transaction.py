@@ -208,11 +208,30 @@ class DataTransaction:
         return self._add(operation, Handle(resource, target.id))
 
     def upsert[RecordT: Record[Any], CreateT: BaseModel](
-        self, resource: Resource[RecordT, CreateT, Any], id: RecordId, data: CreateT
+        self,
+        resource: Resource[RecordT, CreateT, Any],
+        id: RecordId,
+        data: CreateT,
+        *,
+        increment: Mapping[str, int | float] | None = None,
     ) -> Handle[RecordT]:
-        """Create the record with that id, or change it where it is there already."""
+        """Create the record with that id, or replace its fields where it is there already.
+
+        Args:
+            resource: the kind of record.
+            id: the id.
+            data: all fields; with `increment`, only those that a new record begins with.
+            increment: numbers to add, as for `update`: to what a new record begins with, or to a record that is there,
+                whose other fields then stay as they are. A counter needs nothing else.
+
+        Raises:
+            InvalidRequestError: the declaration rules an increment out; the error names the field, and nothing is sent.
+        """
         parsed = parse_id(resource, id)
-        operation = UpsertOperation(resource=resource.name, id=str(parsed), data=fields_of(data))
+        _check_increments(resource, increment or {}, {})
+        operation = UpsertOperation(
+            resource=resource.name, id=str(parsed), data=fields_of(data), increment=dict(increment or {})
+        )
         return self._add(operation, Handle(resource, parsed))
 
     def delete[RecordT: Record[Any]](

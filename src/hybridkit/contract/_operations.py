@@ -57,12 +57,13 @@ class UpdateOperation(_Strict):
 
 
 class UpsertOperation(_Strict):
-    """Create a record, or replace it where it exists."""
+    """Create a record, or replace it where it exists; with `increment`, only add to the numbers of one that exists."""
 
     op: Literal["upsert"] = "upsert"
     resource: str
     id: str
     data: dict[str, Any]
+    increment: dict[str, int | FiniteFloat] = Field(default_factory=dict)
 
 
 class DeleteOperation(_Strict):

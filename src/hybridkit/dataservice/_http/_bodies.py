@@ -123,6 +123,7 @@ class RequestBodies:
         *,
         only: Literal["absent", "present"] | None = None,
         if_match: str | None = None,
+        increment: Mapping[str, int | float] | None = None,
         at: str = "",
     ) -> Upsert:
         """Make the operation of `PUT`, or of an `upsert` in a transaction or batch.
@@ -132,6 +133,7 @@ class RequestBodies:
             body: the JSON as it came.
             only: `absent` replaces nothing, `present` creates nothing.
             if_match: the ETag that the record must have.
+            increment: what to add to numbers instead of replacing a record.
             at: the path of the operation in the request; empty for `PUT`.
 
         Raises:
@@ -147,6 +149,7 @@ class RequestBodies:
             values=values,
             only=only,
             if_match=if_match,
+            increment=self._increment(increment or {}, at),
             label=at,
         )
 
@@ -309,7 +312,9 @@ def _operation(wanted: contract.Operation, bodies: Mapping[str, RequestBodies], 
                 at=at,
             )
         case contract.UpsertOperation():
-            return resource_bodies.upsert(record_id, encode_json(wanted.data), at=at)
+            return resource_bodies.upsert(
+                record_id, encode_json(wanted.data), increment=wanted.increment, at=at
+            )
         case contract.DeleteOperation():
             return resource_bodies.delete(record_id, if_match=read_tag(wanted.if_match, at), at=at)
         case _:

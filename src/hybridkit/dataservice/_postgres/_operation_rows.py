@@ -104,7 +104,8 @@ def _shape(operation: Operation) -> object:
                 operation.if_match is None,
             )
         case Upsert():
-            named = (tuple(operation.values), operation.only, operation.if_match is None)
+            added = tuple(operation.increment.items())
+            named = (tuple(operation.values), added, operation.only, operation.if_match is None)
         case Create():
             named = tuple(operation.values)
         case _:

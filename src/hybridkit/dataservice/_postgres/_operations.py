@@ -27,6 +27,7 @@ from hybridkit.dataservice._postgres._refusals import RefusedError, UnnamedError
 from hybridkit.dataservice._postgres._table import ResourceTable, as_read
 from hybridkit.dataservice._postgres._upsert import InsertOnConflict, target
 from hybridkit.dataservice._store._etags import State
+from hybridkit.dataservice._store._increments import incremented
 from hybridkit.dataservice._store._merging import merged
 from hybridkit.dataservice._store._operations import (
     Assert,
@@ -105,6 +106,8 @@ def new_row(table: ResourceTable, operation: Create | Upsert) -> dict[str, Any]:
         InvalidRequestError: a column can't hold its value.
     """
     values = {**table.defaults(), **operation.values, "id": operation.id}
+    if isinstance(operation, Upsert):
+        values |= {name: incremented(operation, name, values.get(name)) for name in operation.increment}
     at = pointer(operation)
     return {name: table.bind(name, value, at=at) for name, value in values.items()}
 
@@ -195,8 +198,9 @@ class _Run:
             statement = statement.on_conflict_do_nothing(index_elements=[table["id"]])
         else:
             changes: dict[str, Any] = {
-                table[name].key: statement.excluded[table[name].key] for name in first.values
-            }
+                table[name].key: func.coalesce(target(table, name), 0) + amount
+                for name, amount in self._increments(first).items()
+            } or {table[name].key: statement.excluded[table[name].key] for name in first.values}
             statement = statement.on_conflict_do_update(
                 index_elements=[table["id"]],
                 set_={**self._versioned(changes), table["version"].key: target(table, "version") + 1},
@@ -301,13 +305,13 @@ class _Run:
         at = pointer(operation)
         return {name: self._table.bind(name, value, at=at) for name, value in values.items()}
 
-    def _increments(self, operation: Update) -> dict[str, Any]:
+    def _increments(self, operation: Update | Upsert) -> dict[str, Any]:
         at = pointer(operation, "increment")
         amounts: dict[str, Any] = {}
         for name, amount in operation.increment.items():
             if not self._table.is_number(name):
                 raise not_a_number(operation, name)
-            if name in operation.changes:
+            if isinstance(operation, Update) and name in operation.changes:
                 raise set_and_incremented(operation, name)
             amounts[name] = self._table.bind(name, amount, at=at)
         return amounts

@@ -170,8 +170,10 @@ async def _named(pool: Pool, table: ResourceTable, sql: str, *arguments: str) ->
 def _values(operation: Operation) -> Mapping[str, Any]:
     """Return the values that the operation sets, by field."""
     match operation:
-        case Create() | Upsert():
+        case Create():
             return {**operation.values, "id": operation.id}
+        case Upsert():
+            return {**operation.values, **operation.increment, "id": operation.id}
         case Update():
             return {**operation.changes, **operation.merges, **operation.increment}
         case _:

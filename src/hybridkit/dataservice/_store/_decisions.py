@@ -4,7 +4,7 @@ MongoDB's store and the one in memory decide here and only translate the decisio
 database itself compares and adds, and refuses with the same functions (`_refusals`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol, assert_never
@@ -144,7 +144,9 @@ def _in_state(operation: Assert | Update | Delete | Undelete, record: StoredReco
 
 def _new(operation: Create | Upsert, moment: datetime) -> Written:
     stamps = {"id": operation.id, "version": 1, "created_at": moment, "updated_at": moment}
-    return Written(given={**_defaults(operation.resource), **operation.values}, computed=stamps)
+    given = {**_defaults(operation.resource), **operation.values}
+    sums = _sums(operation, given.get) if isinstance(operation, Upsert) else {}
+    return Written(given=given, computed={**sums, **stamps})
 
 
 def _upserted(operation: Upsert, current: StoredRecord | None, moment: datetime) -> Written:
@@ -156,14 +158,20 @@ def _upserted(operation: Upsert, current: StoredRecord | None, moment: datetime)
         return _new(operation, moment)
     if operation.only == "absent" or operation.if_match not in (None, current.tag):
         raise stale_version(operation, current.tag)
+    if operation.increment:
+        return Written(given={}, computed={**_sums(operation, current.value), **_stamps(current, moment)})
     return Written(given=operation.values, computed=_stamps(current, moment))
+
+
+def _sums(operation: Update | Upsert, value_of: Callable[[str], Any]) -> dict[str, Any]:
+    return {name: incremented(operation, name, value_of(name)) for name in operation.increment}
 
 
 def _updated(operation: Update, record: StoredRecord, moment: datetime) -> Written:
     if operation.require is not None and not record.meets(operation.require):
         raise requirement_failed(operation, record.tag)
     documents = {name: merged(operation, name, record.mergeable(name)) for name in operation.merges}
-    sums = {name: incremented(operation, name, record.value(name)) for name in operation.increment}
+    sums = _sums(operation, record.value)
     return Written(given=operation.changes, computed={**documents, **sums, **_stamps(record, moment)})
 
 

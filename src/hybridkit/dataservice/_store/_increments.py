@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from hybridkit.codec import field_errors
 from hybridkit.dataservice._store._annotations import alternatives
-from hybridkit.dataservice._store._operations import Update
+from hybridkit.dataservice._store._operations import Update, Upsert
 from hybridkit.dataservice._store._refusals import not_a_number, pointer, set_and_incremented, validated
 from hybridkit.errors import FieldProblem, InvalidRequestError
 
@@ -17,7 +17,7 @@ _EXACT: Final = Context(prec=400, traps=[Inexact, InvalidOperation, Overflow])
 _MAX_INTEGER: Final = 2**63
 
 
-def incremented(operation: Update, name: str, value: Any) -> Any:
+def incremented(operation: Update | Upsert, name: str, value: Any) -> Any:
     """Return the value of a field after its increment; no value counts as 0.
 
     Args:
@@ -28,7 +28,7 @@ def incremented(operation: Update, name: str, value: Any) -> Any:
     Raises:
         InvalidRequestError: the field holds no numbers, or can't hold the sum.
     """
-    if name in operation.changes or name in operation.merges:
+    if isinstance(operation, Update) and (name in operation.changes or name in operation.merges):
         raise set_and_incremented(operation, name)
     kinds = set(_numbers(operation.resource.record.model_fields[name].annotation))
     before = 0 if value is None else value
@@ -73,7 +73,7 @@ def _integer_or_float(before: float, amount: float, kinds: set[type]) -> int | f
     return total if abs(total) < float("inf") else None
 
 
-def _check_update(operation: Update, name: str, total: Any) -> None:
+def _check_update(operation: Update | Upsert, name: str, total: Any) -> None:
     """Check the sum against the model of an update, which could have set the field to it as well.
 
     Raises:

@@ -88,15 +88,19 @@ class Update(_Target):
 class Upsert(_Target):
     """Create the record, or replace the values of one that is there.
 
+    With increments a record that is there keeps its values, and they are added to those of either.
+
     Raises in a store: `StaleVersionError` where the condition doesn't hold.
 
     Attributes:
         values: validated Python values by field.
         only: `absent` creates and replaces nothing; `present` replaces and creates nothing.
         if_match: the ETag that the record must have; implies `present`.
+        increment: what to add to numeric fields, of a new record to the values that it begins with.
     """
 
     values: Mapping[str, Any]
+    increment: Mapping[str, int | float] = field(default_factory=dict[str, int | float])
     only: Literal["absent", "present"] | None = None
     if_match: str | None = None
 

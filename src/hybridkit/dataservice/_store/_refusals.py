@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from hybridkit.codec import MAX_FIELD_ERRORS, field_errors
 from hybridkit.dataservice._store._losses import losses
 from hybridkit.dataservice._store._members import dumped
-from hybridkit.dataservice._store._operations import Delete, Operation, Update
+from hybridkit.dataservice._store._operations import Delete, Operation, Update, Upsert
 from hybridkit.errors import (
     FieldProblem,
     ForeignKeyError,
@@ -93,7 +93,7 @@ def pointed(operation: Operation, fields: Sequence[str], code: str) -> Sequence[
 def _field_pointer(operation: Operation, name: str) -> str:
     if name == "id" and operation.label:
         return f"/{operation.label}/id"
-    is_increment = isinstance(operation, Update) and name in operation.increment
+    is_increment = isinstance(operation, Update | Upsert) and name in operation.increment
     return f"{pointer(operation, 'increment' if is_increment else 'data')}/{name.replace('.', '/')}"
 
 

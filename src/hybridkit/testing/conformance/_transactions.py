@@ -9,7 +9,7 @@ import pytest
 
 from hybridkit.codec import format_timestamp, now
 from hybridkit.testing.conformance._resources import LEDGERS, THINGS
-from hybridkit.testing.conformance._service import ServiceUnderTest, fresh_id
+from hybridkit.testing.conformance._service import Answer, ServiceUnderTest, fresh_id
 
 
 def _create(service: ServiceUnderTest, record_id: str | None = None, **values: object) -> dict[str, Any]:
@@ -178,6 +178,53 @@ class TransactionsConformance:
         [changed] = answer.json()["results"]
         assert (changed["price"], changed["weight"], changed["rank"]) == ("1.25", 2.0, -(2**31))
         assert await service.find() == [changed]
+
+    async def test_a_counter_is_made_or_added_to(self, service: ServiceUnderTest) -> None:
+        """Concurrent callers count from the first on: a new record begins with its data, another keeps the rest."""
+        record_id = fresh_id()
+
+        async def count(**data: Any) -> Answer:
+            counted = {
+                "op": "upsert",
+                "resource": THINGS.name,
+                "id": record_id,
+                "data": {"tag": service.tag, "quantity": 10, **data},
+                "increment": {"quantity": 1, "rank": 2, "price": 1},
+            }
+            while True:
+                answer = await service.transact(counted)
+                if answer.status < 400 or not answer.json()["retryable"]:
+                    return answer
+                await asyncio.sleep(0.05)
+
+        first = await count(name="first")
+        assert first.status == 200, first
+        answers = await asyncio.gather(*(count(name="later", quantity=99) for _ in range(5)))
+        assert [answer.status for answer in answers] == [200] * 5
+        [record] = await service.find()
+        assert (record["name"], record["quantity"], record["rank"], record["price"]) == (
+            "first",
+            16,
+            12,
+            "6",
+        )
+        assert record["version"] == 6
+
+    async def test_an_upsert_adds_to_numbers_only(self, service: ServiceUnderTest) -> None:
+        """What is no number is refused with its place, for a new record and for one that is there."""
+        old = await service.thing(name="a")
+        for record_id in (fresh_id(), old["id"]):
+            for field in ("name", "due_at", "odd"):
+                upsert = {
+                    "op": "upsert",
+                    "resource": THINGS.name,
+                    "id": record_id,
+                    "data": {"tag": service.tag},
+                }
+                answer = await service.transact({**upsert, "increment": {field: 1}})
+                assert answer.problem == (422, "VALIDATION"), answer
+                assert answer.pointers == [f"/operations/0/increment/{field}"]
+        assert await service.find() == [old]
 
     async def test_a_policy_holds_in_a_transaction(self, service: ServiceUnderTest) -> None:
         """A resource that requires a condition requires it here too."""
