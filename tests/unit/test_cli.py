@@ -51,7 +51,7 @@ def test_help_names_every_group_and_imports_none() -> None:
         "import hybridkit.cli; hybridkit.cli.main()"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert [name for name in cli.GROUPS if f"  {name} " not in done.stdout] == []
+    assert [name for name in {**cli.GROUPS, **cli.COMMANDS} if f"  {name} " not in done.stdout] == []
     assert {"aiormq", "structlog", "pydantic"} & set(done.stdout.split()) == set()
 
 
@@ -61,6 +61,13 @@ def test_every_group_has_its_module() -> None:
         shown = hybridkit(name, "--help")
         assert shown.exit_code == 0
         assert "Commands:" in shown.output
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_its_module(name: str) -> None:
+    """Its help is the command's own, with its arguments."""
+    shown = hybridkit(name, "--help")
+    assert (shown.exit_code, "MODULE" in shown.output) == (0, True)
 
 
 def test_the_version_is_printed() -> None:

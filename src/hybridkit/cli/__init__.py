@@ -1,4 +1,4 @@
-"""The command `hybridkit`, for people and for CI: an application's topology, dead letters, events and outboxes.
+"""The command `hybridkit`, for people and for CI: what an application has at its broker and in its databases.
 
 ```
 hybridkit topology plan --app worker_service.main --url amqp://127.0.0.1:5672/
@@ -33,6 +33,18 @@ GROUPS: Final = {
     "topology": (
         "hybridkit.cli._topology",
         "Plan, apply and verify what consumers need of the broker.",
+    ),
+}
+
+# A command of its own is a `typer.Typer` with one command in a module, imported in the same way.
+COMMANDS: Final = {
+    "migrate": (
+        "hybridkit.cli._migrations:migrate_app",
+        "Bring a database to what a data service declares.",
+    ),
+    "revision": (
+        "hybridkit.cli._migrations:revision_app",
+        "Write the Alembic revision to the declared tables.",
     ),
 }
 

@@ -4,13 +4,13 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any, Final
 
-from hybridkit.cli import GROUPS
+from hybridkit.cli import COMMANDS, GROUPS
 from hybridkit.errors import HybridkitError, MissingExtraError
 
 try:
     import typer
-    from typer.core import TyperGroup
-    from typer.main import get_group
+    from typer.core import TyperCommand, TyperGroup
+    from typer.main import get_command, get_group
 except ImportError:
     raise MissingExtraError("the command hybridkit", extra="cli") from None
 
@@ -18,7 +18,25 @@ INTERRUPTED: Final = 130
 
 
 class _Root(TyperGroup):
-    """The group that turns errors into exit codes."""
+    """The group that turns errors into exit codes, and imports a command when it is used."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of all groups and commands, in alphabetic order."""
+        return sorted([*super().list_commands(ctx), *COMMANDS])
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a group, or the name and help of a command, so that `hybridkit --help` imports none."""
+        if cmd_name in COMMANDS:
+            return TyperCommand(cmd_name, help=COMMANDS[cmd_name][1])
+        return super().get_command(ctx, cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that the arguments name, imported, and the arguments that are left."""
+        name, command, left = super().resolve_command(ctx, args)
+        if name in COMMANDS:
+            module, _, attribute = COMMANDS[name][0].partition(":")
+            command = get_command(getattr(import_module(module), attribute))
+        return name, command, left
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command.
@@ -74,7 +92,7 @@ def root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Look after what a hybridkit application has at its broker and in its outboxes.
+    """Look after what a hybridkit application has at its broker and in its databases.
 
     Exit codes: 0 all is well, 1 something differs or failed, 2 wrong use, 130 Ctrl-C.
     """

@@ -100,8 +100,12 @@ def find_instances[T](paths: Iterable[str], kind: type[T]) -> list[T]:
     return list(found.values())
 
 
-def import_app(path: str) -> ModuleType:
+def import_app(path: str, *, param_hint: str = "--app") -> ModuleType:
     """Import a module, with the working directory on the path, as `python -m` does.
+
+    Args:
+        path: `package.module`.
+        param_hint: the option or argument that gave it, for the error.
 
     Raises:
         typer.BadParameter: the module does not exist, or raises an error; the message has the place.
@@ -112,7 +116,7 @@ def import_app(path: str) -> ModuleType:
     try:
         return import_module(path)
     except Exception as error:  # the application's own code runs here, and raises anything
-        raise typer.BadParameter(f"importing {path}: {_in_one_line(error)}", param_hint="--app") from error
+        raise typer.BadParameter(f"importing {path}: {_in_one_line(error)}", param_hint=param_hint) from error
 
 
 def print_json(document: Any) -> None:

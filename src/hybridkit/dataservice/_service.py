@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,6 +28,21 @@ if TYPE_CHECKING:
 
 type OpenStore = Callable[[Any], AbstractAsyncContextManager[Store]]
 type OpenEventSink = Callable[[], AbstractAsyncContextManager[EventSink]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataServiceDeclaration:
+    """The declarations of a data service, which `app.state.data_service` keeps for the command line.
+
+    Attributes:
+        settings_class: the class of its settings.
+        tables: the place of each resource in the database.
+        migrations: the folder with the service's revisions; None for none.
+    """
+
+    settings_class: type[ServiceSettings]
+    tables: "Mapping[AnyResource, type[RecordColumns] | DocumentCollection]"
+    migrations: Path | None
 
 
 def create_data_service(
@@ -86,6 +102,11 @@ def create_data_service(
 
     app = create_app(settings_class, title=title, version=version, lifespan=lifespan, internal=True)
     add_routes(app, bodies, calls)
+    app.state.data_service = DataServiceDeclaration(
+        settings_class=settings_class,
+        tables=tables,
+        migrations=None if migrations is None else Path(migrations),
+    )
     return app
 
 

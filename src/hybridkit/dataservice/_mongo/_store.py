@@ -1,7 +1,7 @@
 """The store on MongoDB: reads, and writes that happen once per idempotency key."""
 
 import secrets
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -122,16 +122,36 @@ async def _prepare(
     with bounded(), meaning(read_error):
         await Keys(database[KEYS_COLLECTION]).prepare()
         for collection in collections.values():
-            deleted = IndexModel([(f"{HIDDEN}.deleted_at", ASCENDING)], name="hk_deleted_at", sparse=True)
-            await database[collection.name].create_indexes(
-                [deleted, *(index.model() for index in collection.indexes)]
-            )
+            await database[collection.name].create_indexes(_indexes_of(collection))
         await database[ORDERING_KEYS_COLLECTION].create_indexes(
             [IndexModel([("expires_at", ASCENDING)], name="expiring")]
         )
         await SequenceNumbers(database).prepare()
         await outbox.prepare()
         return await probe(database, KEYS_COLLECTION)
+
+
+def _indexes_of(collection: ResourceCollection) -> list[IndexModel]:
+    deleted = IndexModel([(f"{HIDDEN}.deleted_at", ASCENDING)], name="hk_deleted_at", sparse=True)
+    return [deleted, *(index.model() for index in collection.indexes)]
+
+
+async def missing_indexes(
+    url: str, collections: Mapping[str, ResourceCollection]
+) -> Sequence[tuple[str, str]]:
+    """Return the indexes of the resources that `open_mongo_store` would create, as collection and name.
+
+    Raises:
+        UnavailableError: MongoDB does not answer.
+    """
+    missing: list[tuple[str, str]] = []
+    async with open_database(url, name="hybridkit_migrate") as database:
+        with bounded(), meaning(read_error):
+            for collection in collections.values():
+                there = await database[collection.name].index_information()
+                names = [str(index.document["name"]) for index in _indexes_of(collection)]
+                missing += [(collection.name, name) for name in names if name not in there]
+    return missing
 
 
 @asynccontextmanager

@@ -19,6 +19,7 @@ from typing import Any, Final, Literal, cast
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.operations import MigrationScript
 from alembic.script import Script, ScriptDirectory
 from sqlalchemy import Connection, MetaData, text
 from sqlalchemy.exc import DBAPIError
@@ -27,7 +28,7 @@ from sqlalchemy.pool import NullPool
 
 from hybridkit.dataservice._postgres._driver._connection import connect
 from hybridkit.dataservice._postgres._driver._errors import database_error
-from hybridkit.errors import UnavailableError
+from hybridkit.errors import NotSupportedError, UnavailableError
 
 LOCK_KEY: Final = 0x6879627269646B69
 """The advisory lock that one replica holds while it migrates."""
@@ -63,12 +64,23 @@ class History:
 
         A database whose revision the code doesn't know was migrated by a newer deployment: nothing is missing.
         """
-        options = {"version_table": self.version_table}
-        reached = MigrationContext.configure(connection, opts=options).get_current_heads()
+        reached = self._reached(connection)
         known = {revision.revision for revision in self.script.walk_revisions()}
         if not known.issuperset(reached):
             return ()
         return sorted(set(self.script.get_heads()) - set(reached))
+
+    def pending(self, connection: Connection) -> Sequence[Script]:
+        """Return all revisions that `upgrade` would run, in their order."""
+        if not self.missing(connection):
+            return ()
+        walk = self.script.walk_revisions
+        done = {each.revision for head in self._reached(connection) for each in walk(head=head)}
+        return [each for each in walk() if each.revision not in done][::-1]
+
+    def _reached(self, connection: Connection) -> Sequence[str]:
+        options = {"version_table": self.version_table}
+        return MigrationContext.configure(connection, opts=options).get_current_heads()
 
     def upgrade(self, connection: Connection) -> None:
         """Run the missing revisions."""
@@ -77,15 +89,54 @@ class History:
         if missing:
             command.upgrade(self._config(connection), "heads")
 
-    def write(self, connection: Connection, message: str, metadata: MetaData) -> Path:
-        """Write the revision that leads from the database's tables to the declared ones, and return its file."""
-        self.versions.mkdir(parents=True, exist_ok=True)
-        made = command.revision(self._config(connection, metadata), message, autogenerate=True)
-        return Path(cast("Script", made).path)
+    def statements(self, connection: Connection) -> str:
+        """Return the SQL of the missing revisions, for people to run.
 
-    def _config(self, connection: Connection | None = None, metadata: MetaData | None = None) -> Config:
+        Raises:
+            NotSupportedError: the database is at several revisions of this history, as branches were not merged.
+        """
+        reached = self._reached(connection)
+        if not self.missing(connection):
+            return ""
+        if len(reached) > 1:
+            raise NotSupportedError(
+                f"the database is at {len(reached)} revisions ({', '.join(reached)}), from which no SQL can be written"
+            )
+        output = io.StringIO()
+        command.upgrade(self._config(output=output), f"{''.join(reached) or 'base'}:heads", sql=True)
+        return output.getvalue()
+
+    def write(
+        self, connection: Connection, message: str, metadata: MetaData, *, only_changes: bool = False
+    ) -> Path | None:
+        """Write the revision that leads from the database's tables to the declared ones, and return its file.
+
+        Args:
+            connection: the connection to a database at the newest revision.
+            message: the purpose of the revision.
+            metadata: the declared tables.
+            only_changes: whether to write nothing, and return None, where nothing differs.
+        """
+        self.versions.mkdir(parents=True, exist_ok=True)
+
+        def drop_empty(_context: Any, _revision: Any, directives: list[MigrationScript]) -> None:
+            upgrade = directives[0].upgrade_ops
+            if only_changes and upgrade is not None and upgrade.is_empty():
+                directives.clear()
+
+        config = self._config(connection, metadata)
+        made = command.revision(config, message, autogenerate=True, process_revision_directives=drop_empty)
+        return Path(cast("Script", made).path) if made else None
+
+    def _config(
+        self,
+        connection: Connection | None = None,
+        metadata: MetaData | None = None,
+        *,
+        output: io.StringIO | None = None,
+    ) -> Config:
         # Alembic prints which file it writes, past `stdout`.
-        config = Config(stdout=io.StringIO(), cmd_opts=Namespace(quiet=True))
+        config = Config(stdout=io.StringIO(), output_buffer=output, cmd_opts=Namespace(quiet=True))
         config.set_main_option("script_location", str(_FOLDER).replace("%", "%%"))
         config.set_main_option("version_locations", str(self.versions).replace("%", "%%"))
         config.set_main_option(_SEPARATOR_OPTION, "newline")
@@ -146,7 +197,42 @@ async def write_revision(url: str, *, metadata: MetaData, migrations: Path | str
         The path of the file.
     """
     async with migrating_connection(url) as connection:
-        return await connection.run_sync(histories_of(migrations)[-1].write, message, metadata)
+        return cast("Path", await connection.run_sync(histories_of(migrations)[-1].write, message, metadata))
+
+
+async def write_changes(url: str, *, metadata: MetaData, migrations: Path, message: str) -> Path | None:
+    """Write a revision as `write_revision` does, but none, and return None, where nothing differs."""
+
+    def write(connection: Connection) -> Path | None:
+        return histories_of(migrations)[-1].write(connection, message, metadata, only_changes=True)
+
+    async with migrating_connection(url) as connection:
+        return await connection.run_sync(write)
+
+
+async def pending_revisions(url: str, *, migrations: Path | str | None) -> Sequence[tuple[str, str]]:
+    """Return the revisions that `migrate` would run, in their order, each with its purpose."""
+
+    def pending(connection: Connection) -> Sequence[tuple[str, str]]:
+        found = [each for history in histories_of(migrations) for each in history.pending(connection)]
+        return [(each.revision, each.doc.partition("\n")[0]) for each in found]
+
+    async with migrating_connection(url) as connection:
+        return await connection.run_sync(pending)
+
+
+async def pending_statements(url: str, *, migrations: Path | str | None) -> str:
+    """Return the SQL that `migrate` would run; empty where nothing is missing.
+
+    Raises:
+        NotSupportedError: the database is at several revisions of a history.
+    """
+
+    def statements(connection: Connection) -> str:
+        return "".join(history.statements(connection) for history in histories_of(migrations))
+
+    async with migrating_connection(url) as connection:
+        return await connection.run_sync(statements)
 
 
 @asynccontextmanager

@@ -6,6 +6,9 @@ _options = context.config.attributes
 
 context.configure(
     connection=_options["connection"],
+    # Without a connection the statements are only written down.
+    dialect_name="postgresql",
+    literal_binds=context.is_offline_mode(),
     target_metadata=_options["metadata"],
     version_table=_options["version_table"],
     include_name=_options["include_name"],

@@ -1,0 +1,124 @@
+"""A data service's declarations beside its database, for the commands that look after it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+from hybridkit.dev._applications import applications_of
+from hybridkit.errors import DeclarationError, MissingExtraError
+from hybridkit.settings import MongoSettings
+
+try:
+    from hybridkit.dataservice._service import DataServiceDeclaration
+except ImportError:
+    raise MissingExtraError("hybridkit migrate", extra="postgres", or_extra="mongo") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A part of the schema that a database lacks.
+
+    Attributes:
+        kind: `revision` or `index`.
+        name: the revision, or the collection and the index.
+        purpose: the first line of the revision's docstring; empty for an index.
+    """
+
+    kind: str
+    name: str
+    purpose: str = ""
+
+
+def declarations_in(module: ModuleType) -> Sequence[DataServiceDeclaration]:
+    """Return the data services that a module declares."""
+    applications = applications_of(module)
+    return [each.state.data_service for each in applications if hasattr(each.state, "data_service")]
+
+
+def is_mongo(declared: DataServiceDeclaration) -> bool:
+    """Return whether a data service is on MongoDB; it is on PostgreSQL otherwise."""
+    return issubclass(declared.settings_class, MongoSettings)
+
+
+async def pending_in(declared: DataServiceDeclaration, url: str) -> Sequence[Pending]:
+    """Return the revisions or indexes that the database lacks, in the order in which they are made.
+
+    Raises:
+        UnavailableError: the database does not answer.
+    """
+    if is_mongo(declared):
+        from hybridkit.dataservice._mongo._store import missing_indexes  # noqa: PLC0415 - an extra of its own
+
+        indexes = await missing_indexes(url, _collections(declared))
+        return [Pending("index", f"{collection}.{name}") for collection, name in indexes]
+    from hybridkit.dataservice._postgres._schema import pending_revisions  # noqa: PLC0415 - an extra of its own
+
+    revisions = await pending_revisions(url, migrations=declared.migrations)
+    return [Pending("revision", name, purpose) for name, purpose in revisions]
+
+
+async def migrate_to(declared: DataServiceDeclaration, url: str, *, wait_seconds: float) -> None:
+    """Run the missing revisions, or create the missing indexes.
+
+    Raises:
+        UnavailableError: the database does not answer, or another process has been migrating for `wait_seconds`.
+        DeclarationError: a revision fails; the message has the database's words.
+    """
+    if is_mongo(declared):
+        from hybridkit.dataservice._mongo._store import open_mongo_store  # noqa: PLC0415 - an extra of its own
+
+        async with open_mongo_store(url, _collections(declared), name="hybridkit_migrate"):
+            return
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415 - an extra of its own
+
+    from hybridkit.dataservice._postgres._schema import migrate  # noqa: PLC0415
+
+    try:
+        await migrate(url, migrations=declared.migrations, wait_seconds=wait_seconds)
+    except SQLAlchemyError as error:
+        raise DeclarationError(f"a revision fails, and nothing of it is kept: {error}") from error
+
+
+async def statements_for(declared: DataServiceDeclaration, url: str) -> str:
+    """Return the SQL of the missing revisions."""
+    from hybridkit.dataservice._postgres._schema import pending_statements  # noqa: PLC0415 - an extra of its own
+
+    return await pending_statements(url, migrations=declared.migrations)
+
+
+async def write_revision_of(declared: DataServiceDeclaration, url: str, message: str) -> Path | None:
+    """Write the revision from the database's tables to the declared ones; None where nothing differs.
+
+    Raises:
+        DeclarationError: the database is not at the newest revision, the tables have several declarative bases, or the
+            service has no folder for revisions.
+    """
+    from hybridkit.dataservice._postgres._schema import write_changes  # noqa: PLC0415 - an extra of its own
+
+    if declared.migrations is None:
+        raise DeclarationError(
+            "the service has no folder for revisions: give create_data_service(…, migrations=Path(…))"
+        )
+    if pending := await pending_in(declared, url):
+        raise DeclarationError(
+            f"the database lacks {', '.join(each.name for each in pending)}: hybridkit migrate comes first"
+        )
+    bases = {
+        id(table.metadata): table.metadata for table in cast("Mapping[Any, Any]", declared.tables).values()
+    }
+    if len(bases) != 1:
+        raise DeclarationError(
+            f"the tables have {len(bases)} declarative bases, and their revisions are one history: use one base"
+        )
+    return await write_changes(
+        url, metadata=next(iter(bases.values())), migrations=declared.migrations, message=message
+    )
+
+
+def _collections(declared: DataServiceDeclaration) -> Mapping[str, Any]:
+    from hybridkit.dataservice._mongo._collection import ResourceCollection  # noqa: PLC0415 - an extra of its own
+
+    collections = cast("Mapping[Any, Any]", declared.tables)
+    return {resource.name: ResourceCollection(resource, each) for resource, each in collections.items()}
