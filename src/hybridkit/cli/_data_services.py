@@ -71,14 +71,9 @@ async def migrate_to(declared: DataServiceDeclaration, url: str, *, wait_seconds
 
         async with open_mongo_store(url, _collections(declared), name="hybridkit_migrate"):
             return
-    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415 - an extra of its own
+    from hybridkit.dataservice._postgres._schema import migrate  # noqa: PLC0415 - an extra of its own
 
-    from hybridkit.dataservice._postgres._schema import migrate  # noqa: PLC0415
-
-    try:
-        await migrate(url, migrations=declared.migrations, wait_seconds=wait_seconds)
-    except SQLAlchemyError as error:
-        raise DeclarationError(f"a revision fails, and nothing of it is kept: {error}") from error
+    await migrate(url, migrations=declared.migrations, wait_seconds=wait_seconds)
 
 
 async def statements_for(declared: DataServiceDeclaration, url: str) -> str:

@@ -28,7 +28,7 @@ from sqlalchemy.pool import NullPool
 
 from hybridkit.dataservice._postgres._driver._connection import connect
 from hybridkit.dataservice._postgres._driver._errors import database_error
-from hybridkit.errors import NotSupportedError, UnavailableError
+from hybridkit.errors import DeclarationError, NotSupportedError, UnavailableError
 
 LOCK_KEY: Final = 0x6879627269646B69
 """The advisory lock that one replica holds while it migrates."""
@@ -167,6 +167,7 @@ async def migrate(url: str, *, migrations: Path | str | None = None, wait_second
 
     Raises:
         UnavailableError: PostgreSQL does not answer or takes no writes, or another replica is still migrating.
+        DeclarationError: PostgreSQL refuses a statement of a revision; the message has its words.
     """
     try:
         async with migrating_connection(url) as connection, _locked(connection, wait_seconds):
@@ -176,7 +177,7 @@ async def migrate(url: str, *, migrations: Path | str | None = None, wait_second
         found = database_error(error)
         if isinstance(found, UnavailableError):
             raise found from error
-        raise  # a revision that fails: its author needs PostgreSQL's own message
+        raise DeclarationError(f"a revision fails, and nothing of it is kept: {error.orig}") from error
 
 
 def missing_revisions(connection: Connection, histories: Sequence[History]) -> Sequence[str]:
