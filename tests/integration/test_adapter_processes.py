@@ -18,6 +18,8 @@ from hybridkit.adapters.aiogram import bot_lifespan
 from hybridkit.adapters.dependencies import Context, Mongo, Postgres, Publisher, Redis
 from hybridkit.adapters.worker import worker_lifespan
 from hybridkit.dev import Service, Supervisor, free_port
+from hybridkit.errors import DeclarationError
+from hybridkit.jobs import Jobs, Slot
 from hybridkit.lifespan import ServiceResources
 from hybridkit.messaging import RobustConsumer, RobustPublisher
 from hybridkit.settings import BotSettings, SecretUrl, WorkerSettings
@@ -286,4 +288,64 @@ async def test_a_handler_that_wants_what_nobody_has_ends_the_start(redis_url: st
     )
     with pytest.raises(TypeError, match="path"):
         async with worker_lifespan(settings, consumers=[consumer]):
+            pass
+
+
+class OwnWorkerSettings(WorkerSettings):
+    greeting: str = "hello"
+
+
+async def test_a_workers_jobs_get_what_is_provided_and_can_be_started_again(
+    redis_url: str, rabbitmq_url: str
+) -> None:
+    """A job gets the application's own by type, and is part of readiness; a second start runs the next slot."""
+    jobs, consumer, mailer = Jobs(), RobustConsumer("worker.asked"), Mailer()
+    seen: asyncio.Queue[tuple[object, ...]] = asyncio.Queue()
+    slots: list[Slot] = []
+
+    @jobs.every(seconds=1)
+    async def tick(
+        slot: Slot, mailer: Mailer, settings: OwnWorkerSettings, publisher: Publisher, context: Context
+    ) -> None:
+        slots.append(slot)
+        await publisher.publish(Asked(number=len(slots)))
+        await seen.put((mailer, settings.greeting, context.request_id))
+
+    @consumer.on(Asked)
+    async def answer(event: Asked, mailer: Mailer, settings: WorkerSettings, context: Context) -> None:
+        await seen.put((mailer, settings.service_name, context.request_id))
+
+    @asynccontextmanager
+    async def lifespan(_: ServiceResources) -> AsyncGenerator[dict[type, object]]:
+        yield {Mailer: mailer}
+
+    settings = OwnWorkerSettings(
+        service_name="worker", port=0, redis_url=SecretUrl(redis_url), rabbitmq_url=SecretUrl(rabbitmq_url)
+    )
+    for _ in range(2):
+        running = worker_lifespan(settings, consumers=[consumer], jobs=jobs, lifespan=lifespan)
+        async with running as resources, asyncio.timeout(60):
+            resources.started()
+            found: set[tuple[object, ...]] = set()
+            while not any((mailer, "worker", each[2]) in found for each in found if each[1] == "hello"):
+                found.add(await seen.get())  # the event of a run has the run's request id
+            readiness = await resources.health.readiness()
+            assert "next" in str(readiness.dependencies["job.tick"].detail)
+        while not seen.empty():
+            seen.get_nowait()
+    assert len({slot.scheduled_at for slot in slots}) == len(slots)
+
+
+async def test_a_job_that_wants_what_nobody_has_ends_the_start(redis_url: str, rabbitmq_url: str) -> None:
+    """The error names the parameter and the job."""
+    jobs = Jobs()
+
+    @jobs.every(hours=1)
+    async def tick(path: Path) -> None: ...
+
+    settings = WorkerSettings(
+        service_name="worker", port=0, redis_url=SecretUrl(redis_url), rabbitmq_url=SecretUrl(rabbitmq_url)
+    )
+    with pytest.raises(DeclarationError, match="path: Path for the job tick"):
+        async with worker_lifespan(settings, jobs=jobs):
             pass

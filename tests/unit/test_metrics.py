@@ -13,7 +13,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from hybridkit.observability import metrics, render_metrics
 from hybridkit.observability._metrics import registry
 
-UNITS = ("_seconds", "_requests", "_messages", "_events", "_paused", "_state")  # the last is a state: 0 or 1
+UNITS = (
+    "_seconds",
+    "_requests",
+    "_messages",
+    "_events",
+    "_paused",
+    "_state",
+    "_runs",
+)  # the last is a state: 0 or 1
 
 
 def test_names_carry_a_prefix_and_a_unit() -> None:

@@ -1,4 +1,4 @@
-"""The background kind of process: consumers of events and commands.
+"""The background kind of process: consumers of events and commands, and jobs that run by a schedule.
 
 ```python
 analytics = RobustConsumer("worker_service.analytics", concurrency=32)
@@ -16,15 +16,19 @@ acknowledges it, and ends. `/health`, `/ready` and `/metrics` are on its managem
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 from hybridkit.adapters._running import (
     Lifespan,
     StopSignals,
     open_application,
     open_resources,
+    provided,
     run_process,
     start_consumers,
 )
+from hybridkit.coordination import Redis
+from hybridkit.jobs import Jobs
 from hybridkit.lifespan import ServiceResources
 from hybridkit.messaging import RobustConsumer
 from hybridkit.settings import WorkerSettings
@@ -35,15 +39,17 @@ __all__ = ["run_worker", "worker_lifespan"]
 def run_worker(
     settings_class: type[WorkerSettings],
     *,
-    consumers: Sequence[RobustConsumer],
+    consumers: Sequence[RobustConsumer] = (),
+    jobs: Jobs | None = None,
     lifespan: Lifespan | None = None,
 ) -> None:
-    """Consume until SIGTERM, then finish what runs and return. A second signal ends what still runs.
+    """Consume events and run jobs until SIGTERM, then finish what runs and return. A second signal ends what runs.
 
     Args:
         settings_class: the class of the settings, which are read once, now.
         consumers: the consumers to run. Their handlers may ask for `Postgres`, `Mongo`, `Publisher`, `Redis`,
             `Context`, the settings, and what `lifespan` provides, by type.
+        jobs: the jobs to run by their schedules; they may ask for the same, and for their `Slot`.
         lifespan: a context manager of the application, entered when the resources are open, and left when the handlers
             have ended. It may yield a mapping of types to values for handlers: `{Mailer: mailer}`.
 
@@ -52,7 +58,7 @@ def run_worker(
     """
 
     async def work(settings: WorkerSettings, stop: StopSignals) -> None:
-        async with worker_lifespan(settings, consumers=consumers, lifespan=lifespan) as resources:
+        async with worker_lifespan(settings, consumers=consumers, jobs=jobs, lifespan=lifespan) as resources:
             resources.started()
             stop.started(resources)
             await stop.asked.wait()
@@ -62,18 +68,35 @@ def run_worker(
 
 @asynccontextmanager
 async def worker_lifespan(
-    settings: WorkerSettings, *, consumers: Sequence[RobustConsumer], lifespan: Lifespan | None = None
+    settings: WorkerSettings,
+    *,
+    consumers: Sequence[RobustConsumer] = (),
+    jobs: Jobs | None = None,
+    lifespan: Lifespan | None = None,
 ) -> AsyncGenerator[ServiceResources]:
-    """Run consumers inside the block, as `run_worker` does, for an application with its own `main`.
+    """Run consumers and jobs inside the block, as `run_worker` does, for an application with its own `main`.
 
     Call `resources.started()` to turn readiness green.
 
     Args:
         settings: the settings, which decide what is opened.
         consumers: the consumers to run.
+        jobs: the jobs to run.
         lifespan: as in `run_worker`.
     """
     async with open_resources("worker", settings) as resources:
         await open_application(resources, lifespan)
         await start_consumers(resources, consumers, providers=resources.providers)
+        if jobs:
+            await _start_jobs(resources, jobs, service=settings.service_name)
         yield resources
+
+
+async def _start_jobs(resources: ServiceResources, jobs: Jobs, *, service: str) -> None:
+    redis = provided(resources, Redis)
+    runner = await resources.open(
+        "jobs", lambda: jobs.running(redis, service=service, providers=resources.providers)
+    )
+    resources.on_drain("jobs", lambda seconds: runner.drain(budget_seconds=seconds))
+    for job in jobs:
+        resources.health.add(f"job.{job.name}", partial(runner.probe, job.name))

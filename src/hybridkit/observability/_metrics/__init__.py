@@ -11,6 +11,7 @@ from hybridkit.observability._metrics._coordination import CoordinationMetrics
 from hybridkit.observability._metrics._declare import registry as registry
 from hybridkit.observability._metrics._events import EventMetrics, OutboxMetrics
 from hybridkit.observability._metrics._http import HttpClientMetrics, HttpServerMetrics
+from hybridkit.observability._metrics._jobs import JobMetrics
 from hybridkit.observability._metrics._page import render_metrics as render_metrics
 from hybridkit.observability._metrics._process import ProcessMetrics
 from hybridkit.observability._metrics._telegram import TelegramMetrics
@@ -23,6 +24,7 @@ class Metrics(
     OutboxMetrics,
     TelegramMetrics,
     CoordinationMetrics,
+    JobMetrics,
     ProcessMetrics,
 ):
     """All metrics of hybridkit, each as an attribute: `metrics.events_published.labels(…).inc()`."""
