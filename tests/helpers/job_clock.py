@@ -43,6 +43,6 @@ async def set_clock(redis: Redis, *, shift_seconds: float) -> None:
 
 
 async def set_time(redis: Redis, moment: datetime) -> None:
-    """Let the clock show a moment now, and go on from there."""
+    """Let the clock show a moment now, or a little more, and go on from there."""
     seconds, microseconds = await cast("Any", redis).time()
-    await set_clock(redis, shift_seconds=moment.timestamp() - seconds - microseconds / 1e6)
+    await set_clock(redis, shift_seconds=moment.timestamp() - seconds - microseconds / 1e6 + 0.002)
