@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from examples.demo.stack import SERVICES
 from hybridkit.dev._processes._process import ProcessId, descendants, find_process
+from tests.helpers.collector import Collector, text_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,9 +46,12 @@ async def start_demo(environment: dict[str, str], *arguments: str) -> asyncio.su
 async def test_what_arrives_once_or_twice_happens_once_in_all_five_services(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """Every check of the demo holds on real servers."""
-    demo = await start_demo(environment, "--report", str(tmp_path / "report.json"))
-    output, _ = await demo.communicate()
+    """Every check of the demo holds on real servers, and a registration is one trace over all services."""
+    with Collector() as collector:
+        environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector.url
+        demo = await start_demo(environment, "--report", str(tmp_path / "report.json"))
+        output, _ = await demo.communicate()
+        spans = collector.spans()
     assert demo.returncode == 0, output.decode()
     report: dict[str, Any] = json.loads((tmp_path / "report.json").read_text())
     assert report["passed"]
@@ -69,6 +75,31 @@ async def test_what_arrives_once_or_twice_happens_once_in_all_five_services(
         "every process has ended with exit code 0",
     ]
     assert any("db_mongo_service" in line and "PUT /v1/user_stats/" in line for line in report["story"])
+    check_trace_of_registration(spans)
+
+
+def check_trace_of_registration(spans: list[tuple[str, Span]]) -> None:
+    """Follow the first registration through the spans that all processes have sent."""
+    first = next(span for service, span in spans if (service, span.name) == ("api_service", "POST /users"))
+    trace = [(service, span) for service, span in spans if span.trace_id == first.trace_id]
+    assert {service for service, _ in trace} == set(SERVICES)
+    names = {(service, span.name) for service, span in trace}
+    assert names >= {
+        ("db_postgres_service", "POST /v1:transact"),
+        ("db_postgres_service", "INSERT users"),
+        ("db_postgres_service", "publish hk.events:user.created"),
+        ("db_mongo_service", "PUT /v1/user_stats/{id}"),
+        ("db_mongo_service", "update user_stats"),
+    }
+    known = {span.span_id for _, span in trace}
+    assert [span.name for _, span in trace if span.parent_span_id and span.parent_span_id not in known] == []
+    processed = [(service, span) for service, span in trace if span.kind == Span.SPAN_KIND_CONSUMER]
+    assert {service for service, _ in processed} == {"worker_service", "bot_service"}
+    assert all([link.trace_id for link in span.links] == [first.trace_id] for _, span in processed)
+    assert len({text_of(span, "request_id") for _, span in trace}) == 1
+    updates = [span for service, span in spans if service == "bot_service" and span.name == "update message"]
+    assert updates
+    assert all(not span.parent_span_id for span in updates)
 
 
 @pytest.mark.parametrize("chapter", ["Services", "A registration"])

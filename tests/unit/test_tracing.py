@@ -7,14 +7,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, MutableMapping, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from queue import Queue
-from typing import Any, Never, Self
+from typing import Any, Never
 from unittest.mock import Mock
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
@@ -32,6 +30,7 @@ from hybridkit.observability import (
 from hybridkit.observability._metrics import registry
 from hybridkit.observability._otlp import BATCH_SPANS, MAX_WAITING_SPANS, EdgeSampler, SpanQueue
 from hybridkit.settings import SecretUrl, ServiceSettings
+from tests.helpers.collector import Collector
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = f"00-{TRACE_ID}-b7ad6b7169203331-01"
@@ -119,46 +118,6 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 # ── with an exporter ─────────────────────────────────────────────────────────────────────────────
 
 
-class Collector:
-    """An OTLP/HTTP collector that keeps what it gets."""
-
-    def __init__(self) -> None:
-        self.requests: Queue[tuple[str, bytes]] = Queue()
-        requests = self.requests
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:  # the name that http.server looks for
-                body = self.rfile.read(int(self.headers["content-length"]))
-                self.send_response(200)
-                self.send_header("content-length", "0")
-                self.end_headers()
-                requests.put((self.path, body))
-
-            def log_message(self, format: str, *args: object) -> None:  # its signature
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    def spans(self) -> tuple[dict[str, str], dict[str, Span]]:
-        """The attributes of the resource, and the spans by name, of the one request so far."""
-        path, body = self.requests.get(timeout=10)
-        assert path == "/v1/traces"
-        (resource,) = ExportTraceServiceRequest.FromString(body).resource_spans
-        attributes = {pair.key: pair.value.string_value for pair in resource.resource.attributes}
-        return attributes, {found.name: found for scope in resource.scope_spans for found in scope.spans}
-
-
 @pytest.fixture
 def collector() -> Iterator[Collector]:
     with Collector() as running:
@@ -209,7 +168,7 @@ def run(endpoint: str) -> "subprocess.CompletedProcess[str]":
 def test_spans_reach_the_collector_before_the_process_ends(collector: Collector) -> None:
     """With parents, links, errors and the names of the service."""
     run(collector.url)
-    resource, spans = collector.spans()
+    resource, spans = collector.next_request()
     assert resource["service.name"] == "users_api"
     assert resource["deployment.environment.name"] == "test"
     server, work, consumer = (spans[name] for name in ("GET /users", "work", "user.created process"))
@@ -223,7 +182,7 @@ def test_spans_reach_the_collector_before_the_process_ends(collector: Collector)
     assert "hunter2" not in str(work)
     assert consumer.trace_id.hex() != TRACE_ID
     assert [link.trace_id.hex() for link in consumer.links] == [TRACE_ID]
-    resource, spans = collector.spans()
+    resource, spans = collector.next_request()
     assert (resource["service.name"], list(spans)) == ("second_start", ["job"])
 
 

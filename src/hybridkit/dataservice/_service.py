@@ -16,9 +16,11 @@ from hybridkit.dataservice._http._own_calls import CallHandler
 from hybridkit.dataservice._http._routes import add_routes
 from hybridkit.dataservice._outbox._relay import EventSink, Relay
 from hybridkit.dataservice._store._protocol import Store
+from hybridkit.dataservice._traced_store import TracedStore
 from hybridkit.errors import DeclarationError, MissingExtraError
 from hybridkit.lifespan import ServiceResources
 from hybridkit.messaging import RobustPublisher
+from hybridkit.observability import is_tracing
 from hybridkit.resources._resource import AnyCall, AnyResource
 from hybridkit.settings import MongoSettings, PostgresSettings, ServiceSettings
 
@@ -96,7 +98,7 @@ def create_data_service(
             "database", lambda: open_store(settings), probe=lambda opened: opened.check()
         )
         await resources.open("housekeeping", lambda: Housekeeping(store))
-        app.state.store = store
+        app.state.store = _traced(store, settings, tables)
         app.state.can_emit = await _start_relay(resources, store, publisher)
         yield
 
@@ -108,6 +110,18 @@ def create_data_service(
         migrations=None if migrations is None else Path(migrations),
     )
     return app
+
+
+def _traced(store: Store, settings: Any, tables: Mapping[Any, Any]) -> Store:
+    """Return the store, with spans where the process records any."""
+    if not is_tracing():
+        return store
+    names = {
+        resource.name: getattr(table, "__tablename__", "") or getattr(table, "name", "")
+        for resource, table in tables.items()
+    }
+    named = {resource: name for resource, name in names.items() if name}
+    return TracedStore(store, settings.database_url.get_secret_value(), named)
 
 
 async def _start_relay(resources: ServiceResources, store: Store, publisher: OpenEventSink | None) -> bool:
