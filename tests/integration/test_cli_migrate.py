@@ -134,7 +134,7 @@ def test_the_sql_of_what_is_missing_does_what_migrate_does(
 
     async def execute() -> None:
         connection = await connect(postgres_url, timeout_seconds=10.0, command_seconds=60.0)
-        for statement in printed.output.split(";\n\n"):  # one by one, as psql does
+        for statement in printed.output.strip().removesuffix(";").split(";\n\n"):  # one by one, as psql
             await connection.execute(statement)
         await connection.close()
 
