@@ -162,7 +162,11 @@ def create_app(
         inner = lifespan(app) if lifespan else nullcontext()
         try:
             _check_declared(security, settings, internal=internal)
-            async with api_lifespan(app, settings) as resources, inner as state:
+            async with (
+                api_lifespan(app, settings) as resources,
+                _secured(security, settings, resources),
+                inner as state,
+            ):
                 check_policies(app, security, own)
                 resources.started()
                 yield state
@@ -184,7 +188,7 @@ def create_app(
     )
     own: list[Any] = []
     if isinstance(security, Security):
-        app.add_middleware(SecurityMiddleware, security=lambda _: security, own=own)
+        app.add_middleware(SecurityMiddleware, security=security, own=own)
     app.add_middleware(ProblemMiddleware, internal=internal, handle_failure=_handle_failure)
     app.state.event_streams = EventStreams()
     app.add_middleware(ExceptionMiddleware, handlers=dict(app.exception_handlers))
@@ -268,6 +272,15 @@ def run_api(app: FastAPI) -> None:
             await Server(app, settings, stop).serve()
 
     run_process(app.state.settings_class, serve)
+
+
+def _secured(
+    security: Security | OpenAccess | None, settings: ServiceSettings, resources: ServiceResources
+) -> AbstractAsyncContextManager[None]:
+    if not isinstance(security, Security):
+        return nullcontext()
+    redis = resources.providers.get(Redis)
+    return security.opened(settings, redis if isinstance(redis, Redis) else None)
 
 
 def _check_declared(

@@ -32,19 +32,28 @@ from typing import TYPE_CHECKING, Any
 from hybridkit.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from hybridkit.security._access_tokens import AccessTokens
+    from hybridkit.security._keys import KeyRing
+    from hybridkit.security._openid import OpenIdIssuer
     from hybridkit.security._policies import CurrentPrincipal, OptionalPrincipal, public, require
     from hybridkit.security._principal import Principal
-    from hybridkit.security._security import OPEN, Authenticator, OpenAccess, Security
+    from hybridkit.security._revocations import Revocations
+    from hybridkit.security._security import OPEN, Authenticator, OpenAccess, Security, SecurityStart
     from hybridkit.security._service_tokens import ServiceTokenIssuer, ServiceTokenVerifier
 
 __all__ = [
     "OPEN",
+    "AccessTokens",
     "Authenticator",
     "CurrentPrincipal",
+    "KeyRing",
     "OpenAccess",
+    "OpenIdIssuer",
     "OptionalPrincipal",
     "Principal",
+    "Revocations",
     "Security",
+    "SecurityStart",
     "ServiceTokenIssuer",
     "ServiceTokenVerifier",
     "public",
@@ -52,6 +61,11 @@ __all__ = [
 ]
 
 _HOMES = {
+    "SecurityStart": "_security",
+    "Revocations": "_revocations",
+    "OpenIdIssuer": "_openid",
+    "KeyRing": "_keys",
+    "AccessTokens": "_access_tokens",
     "OPEN": "_security",
     "Authenticator": "_security",
     "CurrentPrincipal": "_policies",

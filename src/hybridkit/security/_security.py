@@ -1,15 +1,41 @@
 """The security of an application: who verifies callers, and what is open to everybody."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Final, Protocol, final
 
 from hybridkit._asgi_types import Scope
-from hybridkit.errors import DeclarationError
+from hybridkit.coordination import Redis
+from hybridkit.errors import DeclarationError, UnauthenticatedError
+from hybridkit.observability import get_logger
 from hybridkit.security._principal import Principal
+from hybridkit.settings import ServiceSettings
+
+_log = get_logger("hybridkit.security")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecurityStart:
+    """What an authenticator may use of an application that starts.
+
+    Attributes:
+        settings: the settings of this start.
+        redis: the connection to Redis; None without one.
+        authenticators: all authenticators of the application; the first one's users keep their plain ids.
+    """
+
+    settings: ServiceSettings
+    redis: Redis | None = None
+    authenticators: Sequence["Authenticator"] = ()
 
 
 class Authenticator(Protocol):
-    """A way in which callers prove who they are."""
+    """A way in which callers prove who they are.
+
+    One that needs the settings or a connection has a method `open(start)` as well, which takes a `SecurityStart` and
+    returns an asynchronous context manager; it is entered while the application runs.
+    """
 
     @property
     def schemes(self) -> Mapping[str, Mapping[str, Any]]:
@@ -69,7 +95,24 @@ class Security:
             principal = await each.authenticate(scope)
             if principal is not None:
                 return principal
+        for name, value in scope["headers"]:
+            if name == b"authorization" and value[:7].lower() == b"bearer ":
+                _log.info("token refused", reason="it is of no issuer that this API knows")
+                raise UnauthenticatedError(
+                    "the token is not good here, or has expired", challenge='Bearer error="invalid_token"'
+                )
         return None
+
+    @asynccontextmanager
+    async def opened(self, settings: ServiceSettings, redis: Redis | None) -> AsyncGenerator[None]:
+        """Open what the authenticators need inside the block, which `create_app` does."""
+        start = SecurityStart(settings=settings, redis=redis, authenticators=self.authenticators)
+        async with AsyncExitStack() as stack:
+            for each in self.authenticators:
+                opening = getattr(each, "open", None)
+                if opening is not None:
+                    await stack.enter_async_context(opening(start))
+            yield
 
     def is_public_path(self, path: str) -> bool:
         """Return whether a path, or one above it, is among the public ones."""

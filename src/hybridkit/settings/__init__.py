@@ -30,6 +30,7 @@ from hybridkit.settings._kinds import (
 )
 from hybridkit.settings._secret_url import AmqpUrl, HttpUrl, MongoUrl, PostgresUrl, RedisUrl, SecretUrl
 from hybridkit.settings._service import ServiceSettings
+from hybridkit.settings._token_settings import TokenSettings
 
 __all__ = [
     "AmqpUrl",
@@ -48,5 +49,6 @@ __all__ = [
     "SecretUrl",
     "ServiceSettings",
     "SettingsError",
+    "TokenSettings",
     "WorkerSettings",
 ]

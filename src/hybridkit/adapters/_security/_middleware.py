@@ -4,7 +4,7 @@ It stands outside of the handling of idempotency keys, so that a stored answer i
 before anything reads the body.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,13 @@ from hybridkit._asgi_types import ASGIApp, Receive, Scope, Send
 from hybridkit.adapters._http._keyed_routes import matched_route
 from hybridkit.adapters._security._routes import policies_of
 from hybridkit.context import bind, current
-from hybridkit.errors import AccessDeniedError, DeclarationError, RejectedError, UnauthenticatedError
+from hybridkit.errors import (
+    AccessDeniedError,
+    DeclarationError,
+    RejectedError,
+    TemporaryError,
+    UnauthenticatedError,
+)
 from hybridkit.observability import get_logger
 from hybridkit.security import Principal, Security
 from hybridkit.security._policies import PRINCIPAL
@@ -25,16 +31,14 @@ class SecurityMiddleware:
 
     Args:
         app: the application.
-        security: returns the security of the running application.
+        security: the security of the application.
         own: the routes that the SDK has added, which are open.
     """
 
-    def __init__(
-        self, app: ASGIApp, *, security: Callable[[Scope], Security], own: Collection[Any] = ()
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, security: Security, own: Collection[Any] = ()) -> None:
         self.app = app
         self.security = security
-        self.own = list(own)
+        self.own = own
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request or connection."""
@@ -43,7 +47,7 @@ class SecurityMiddleware:
             return
         try:
             principal = await self._admitted(scope)
-        except RejectedError as error:
+        except (RejectedError, TemporaryError) as error:
             if scope["type"] == "http":
                 raise
             _log.warning("websocket refused", reason=str(error))
@@ -66,7 +70,7 @@ class SecurityMiddleware:
             UnauthenticatedError: the route needs an identity, and the request proves none.
             AccessDeniedError: the caller may not call this route.
         """
-        security = self.security(scope)
+        security = self.security
         route = _route_of(scope)
         policies = () if route is None else policies_of(route)
         if route is not None and not policies and not self._is_open(route, scope, security):
@@ -74,7 +78,10 @@ class SecurityMiddleware:
         if not any(not policy.is_public for policy in policies):
             try:
                 return await security.authenticate(scope)
-            except UnauthenticatedError:  # the route is open, also to somebody whose token has expired
+            except (
+                UnauthenticatedError,
+                TemporaryError,
+            ):  # it is open to somebody whose token has expired too
                 return None
         principal = await security.authenticate(scope)
         if principal is None:
