@@ -99,7 +99,7 @@ def test_a_line_follows_the_elastic_common_schema(lines: Lines) -> None:
         "service.environment": "test",
         "ecs.version": "8.17.0",
         "log.logger": "tests.logging",
-        "plan": "free",
+        "labels": {"plan": "free"},
     }
 
 
@@ -111,10 +111,10 @@ def test_the_context_is_in_each_line_and_none_is_made_up(lines: Lines) -> None:
         logging.getLogger("library").warning("inside")
     log.info("outside")
     full, system, outside = lines.all()
-    ids = ("request_id", "http.request.id", "user_id", "user.id")
-    assert [full[name] for name in ids] == ["req-1", "req-1", "user-1", "user-1"]
-    assert [system.get(name) for name in ids] == ["req-2", "req-2", None, None]
-    assert not outside.keys() & set(ids)
+    assert (full["http.request.id"], full["user.id"]) == ("req-1", "user-1")
+    assert full["labels"] == {"request_id": "req-1", "user_id": "user-1"}
+    assert (system["http.request.id"], system["labels"]) == ("req-2", {"request_id": "req-2"})
+    assert not outside.keys() & {"labels", "http.request.id", "user.id"}
 
 
 def test_a_line_inside_a_span_names_its_trace(lines: Lines) -> None:
@@ -131,7 +131,7 @@ def test_what_the_application_binds_is_in_each_line(lines: Lines) -> None:
     structlog.contextvars.bind_contextvars(tenant="blue")
     log.bind(attempt=2).info("bound")
     line = lines.one()
-    assert (line["tenant"], line["attempt"]) == ("blue", 2)
+    assert line["labels"] == {"tenant": "blue", "attempt": 2}
 
 
 def test_an_error_has_type_message_and_stack(lines: Lines) -> None:
@@ -152,11 +152,45 @@ def test_an_error_has_type_message_and_stack(lines: Lines) -> None:
 
 
 def test_keys_that_the_schema_uses_otherwise_go_to_labels(lines: Lines) -> None:
-    """A text where Elasticsearch expects an object makes it refuse the line."""
-    log.info("clash", user="ada", message="mine", http={"request": {"method": "GET"}})
+    """A text where Elasticsearch expects an object, or a number, makes it refuse the line."""
+    log.info(
+        "clash",
+        user="ada",
+        message="mine",
+        **{"url.port": "http", "http.route": "/users", "log.level": "loud"},
+    )
     line = lines.one()
-    assert (line["message"], line["labels.message"], line["labels.user"]) == ("clash", "mine", "ada")
-    assert line["http"] == {"request": {"method": "GET"}}
+    assert (line["message"], line["log.level"]) == ("clash", "info")
+    assert line["labels"] == {
+        "user": "ada",
+        "message": "mine",
+        "url_port": "http",
+        "http_route": "/users",
+        "log_level": "loud",
+    }
+
+
+def test_keys_of_the_schema_stand_under_their_names(lines: Lines) -> None:
+    """Also those that are given as objects; `labels` takes what has no other place."""
+    log.info(
+        "request",
+        http={"request": {"method": "GET", "x": 1}},
+        tags=["a"],
+        labels={"plan": "free"},
+        **{"url.port": 80},
+    )
+    line = lines.one()
+    assert (line["http.request.method"], line["url.port"], line["tags"]) == ("GET", 80, ["a"])
+    assert line["labels"] == {"http_request_x": 1, "plan": "free"}
+
+
+def test_a_stack_is_that_of_the_line_unless_an_error_has_one(lines: Lines) -> None:
+    """As the watchdog's, which has no error."""
+    log.warning("blocked", stack="line 1")
+    log.warning("failed", stack="line 1", exc_info=ValueError("x"))
+    blocked, failed = lines.all()
+    assert blocked["error.stack_trace"] == "line 1"
+    assert failed["error.stack_trace"].endswith("ValueError: x\n")
 
 
 def test_levels_below_the_configured_one_are_left_out(lines: Lines) -> None:
@@ -173,17 +207,15 @@ def test_levels_below_the_configured_one_are_left_out(lines: Lines) -> None:
 
 
 def test_records_of_the_standard_library_take_the_same_way(lines: Lines) -> None:
-    """Their extras that the schema uses for objects become labels."""
-    logging.getLogger("uvicorn.error").warning(
-        "hi %s", "there", extra={"client": "10.0.0.1", "event": "x", "n": 1}
-    )
+    """Their extras become labels."""
+    logging.getLogger("uvicorn.error").warning("hi %s", "there", extra={"client": "10.0.0.1", "n": 1})
     line = lines.one()
     assert (line["message"], line["log.level"], line["log.logger"]) == (
         "hi there",
         "warning",
         "uvicorn.error",
     )
-    assert (line["labels.client"], line["n"]) == ("10.0.0.1", 1)
+    assert line["labels"] == {"client": "10.0.0.1", "n": 1}
 
 
 def test_handlers_that_uvicorn_installed_are_replaced(
@@ -289,7 +321,7 @@ def test_credentials_inside_of_texts_are_masked(lines: Lines) -> None:
     assert "CANARY" not in json.dumps(line)
     assert line["message"] == "POST https://api.telegram.org/bot**********/sendMessage"
     assert line["error.message"] == "cannot reach amqp://**********@rabbit:5672/ or redis://**********@redis"
-    assert line["see"] == "http://host:80/a b@c"
+    assert line["labels"]["see"] == "http://host:80/a b@c"
 
 
 @pytest.mark.parametrize(
@@ -299,7 +331,9 @@ def test_credentials_inside_of_texts_are_masked(lines: Lines) -> None:
         (datetime(2026, 1, 2, tzinfo=UTC), "2026-01-02T00:00:00Z"),
         (Decimal("1.10"), "1.10"),
         (Path("a/b"), "a/b"),
-        ({1: {2}}, {"1": "{2}"}),
+        ({1: {2}}, '{"1":"{2}"}'),
+        ([1, [2]], "[1,[2]]"),
+        ((1, "a"), [1, "a"]),
         (float("nan"), None),
         (2**70, str(2**70)),
         ("lone \ud800 surrogate", "lone \\ud800 surrogate"),
@@ -310,7 +344,7 @@ def test_credentials_inside_of_texts_are_masked(lines: Lines) -> None:
 def test_any_value_makes_a_line(lines: Lines, value: object, shown: object) -> None:
     """Also one whose `str` fails, and one that JSON doesn't have."""
     log.info("value", value=value)
-    assert lines.one()["value"] == shown
+    assert lines.one()["labels"]["value"] == shown
 
 
 def test_a_value_inside_itself_makes_a_line(lines: Lines) -> None:
@@ -322,7 +356,7 @@ def test_a_value_inside_itself_makes_a_line(lines: Lines) -> None:
     except ValueError:
         log.exception("value", value=circle)
     line = lines.one()
-    assert line["value"] == "[[...]]"
+    assert line["labels"]["value"] == "[[...]]"
     assert line["error.message"] == "a surrogate: \\ud800"
 
 
@@ -454,7 +488,7 @@ def test_lines_of_many_threads_stay_whole(capfd: pytest.CaptureFixture[str]) -> 
     for thread in threads:
         thread.join()
     found = Lines(capfd).all()
-    assert {(line["worker"], line["number"]) for line in found} == {
+    assert {(line["labels"]["worker"], line["labels"]["number"]) for line in found} == {
         (w, n) for w in range(8) for n in range(100)
     }
 

@@ -2,9 +2,13 @@
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +16,7 @@ from typing import Any
 import pytest
 
 from hybridkit.observability import metrics
-from hybridkit.observability._output import _Output
+from hybridkit.observability._output import Output, _Sink
 
 PROGRAM = """
 import os, signal, sys
@@ -33,11 +37,11 @@ def run(body: str, **options: Any) -> "subprocess.CompletedProcess[str]":
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
 def test_no_line_is_lost_with_the_process(name: str) -> None:
-    """Standard output is a pipe here, as in a container, and so would be buffered."""
-    body = f"for number in range(500): log.info('line', number=number)\nos.kill(os.getpid(), signal.{name})"
+    """Standard output is a pipe here, as in a container, and so would be buffered; it has room for all of them."""
+    body = f"for number in range(200): log.info('line', number=number)\nos.kill(os.getpid(), signal.{name})"
     done = run(body, stdout=subprocess.PIPE)
     assert done.returncode == -signal.Signals[name]
-    assert [json.loads(line)["number"] for line in done.stdout.splitlines()] == list(range(500))
+    assert [json.loads(line)["labels"]["number"] for line in done.stdout.splitlines()] == list(range(200))
 
 
 def test_a_full_disk_is_counted_and_does_not_fail_the_work() -> None:
@@ -63,22 +67,174 @@ def test_a_closed_or_missing_output_is_counted(end: str) -> None:
     assert (done.returncode, done.stderr, done.stdout) == (0, "1.0\n", "")
 
 
-def test_a_line_that_was_cut_does_not_spoil_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Standard output is a pipe that does not block, which node and some shells leave behind."""
+# ── a reader that does not read ──────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def blocked_output() -> Iterator[int]:
+    """Make standard output a full pipe inside the block, whose reading end this yields."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    output, before = _Output(), metrics.log_lines_dropped._value.get()
-    with monkeypatch.context() as patched:
+    os.set_blocking(reading, False)
+    with suppress(BlockingIOError):
+        while os.write(writing, b"-" * 4096):
+            pass
+    os.set_blocking(writing, True)
+    with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sys, "stdout", SimpleNamespace(fileno=lambda: writing))
-        output.write(b"a" * 100_000 + b"\n")  # more than the pipe takes
-        output.write(b"b\n")  # not even this
-        dropped = metrics.log_lines_dropped._value.get() - before
-        cut = os.read(reading, 100_000)
-        output.write(b"c\n")
-        output.write(b"d\n")
-    rest = os.read(reading, 100_000)
+        yield reading
+    os.close(writing)
+    os.close(reading)
+
+
+def drain(reading: int, output: Output) -> bytes:
+    """Read until the output has nothing left to write, and return what came after the filling."""
+    found = b""
+    while not output.flush(0):
+        with suppress(BlockingIOError):
+            found += os.read(reading, 2**20)
+    with suppress(BlockingIOError):
+        found += os.read(reading, 2**20)
+    return found.lstrip(b"-")
+
+
+def test_a_blocked_output_blocks_nobody_and_keeps_the_order() -> None:
+    """Short lines and those longer than a pipe, and what comes when the reader reads again."""
+    output = Output()
+    lines = [b"%d " % number + b"x" * (100_000 if number % 10 == 0 else 10) + b"\n" for number in range(30)]
+    with blocked_output() as reading:
+        for line in lines:
+            output.write(line)
+        assert not output.flush(0.01)
+        found = drain(reading, output)
+        output.write(b"at once\n")
+        after = os.read(reading, 100)
+    assert found == b"".join(lines)
+    assert after == b"at once\n"
+
+
+def test_what_exceeds_the_backlog_is_dropped_counted_and_told() -> None:
+    """The newest lines are dropped, whole; one call tells how many when the reader has caught up."""
+    told: queue.Queue[int] = queue.Queue()
+    output = Output(backlog_bytes=100, on_dropped=told.put)
+    before = metrics.log_lines_dropped._value.get()
+    with blocked_output() as reading:
+        for number in range(30):
+            output.write(b"line %05d\n" % number)
+        found = drain(reading, output)
+        assert told.get(timeout=60) == 21
+    assert found == b"".join(b"line %05d\n" % number for number in range(9))
+    assert metrics.log_lines_dropped._value.get() - before == 21
+
+
+def test_a_reader_that_goes_away_meanwhile_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread ends, and whoever waits for it goes on."""
+    reading, writing = os.pipe()
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(fileno=lambda: writing))
+    output, before = Output(), metrics.log_lines_dropped._value.get()
+    output.write(b"a" * 1_000_000)
+    assert not output.flush(0)
+    os.close(reading)
+    assert output.flush(60)
+    os.close(writing)
+    assert metrics.log_lines_dropped._value.get() - before == 1
+
+
+def test_an_output_that_does_not_block_gets_whole_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe of that kind is what node and some shells leave behind."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    os.set_blocking(reading, False)
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(fileno=lambda: writing))
+    output, before = Output(), metrics.log_lines_dropped._value.get()
+    lines = [b"a" * 100_000 + b"\n", b"b\n", b"c\n"]
+    for line in lines:
+        output.write(line)
+    found = drain(reading, output)
     os.close(reading)
     os.close(writing)
-    assert dropped == 2
-    assert cut == b"a" * len(cut)
-    assert rest == b"\nc\nd\n"
+    assert found == b"".join(lines)
+    assert metrics.log_lines_dropped._value.get() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems don't tell how much a pipe holds")
+def test_a_line_that_fits_into_the_pipe_is_written_whole_at_once() -> None:
+    """Not in pieces, between which another worker on the same pipe would write; and not later."""
+    reading, writing = os.pipe()
+    sink = _Sink(writing)
+    assert sink.has_room(60_000)
+    os.write(writing, b"x" * 10_000)
+    assert (sink.has_room(45_000), sink.has_room(50_000), sink.has_room(4_000)) == (True, False, True)
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_line_logged_while_another_is_written_comes_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal handler or a finalizer may log in the middle of a write."""
+    written: list[str] = []
+    output = Output()
+
+    class Stream:
+        def write(self, text: str) -> None:
+            if not written:
+                output.write(b"inner\n")
+            written.append(text)
+
+        def flush(self) -> None:
+            assert written
+
+    monkeypatch.setattr(sys, "stdout", Stream())
+    output.write(b"outer\n")
+    assert output.flush(60)
+    assert written == ["outer\n", "inner\n"]
+
+
+FULL_PIPE = """
+import os, signal, sys, threading
+from hybridkit.observability import configure_logging, get_logger
+from hybridkit.settings import ServiceSettings
+
+configure_logging(ServiceSettings(service_name="users_api", environment="test"))
+log = get_logger(__name__)
+for number in range(2000): log.info('line', number=number)
+print("logged", file=sys.stderr, flush=True)
+{end}
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [("sys.exit(3)", 3), ("raise RuntimeError('crash')", 1), ("", 0)],
+)
+def test_the_end_of_a_process_writes_what_still_waits(end: str, code: int) -> None:
+    """Of an orderly end as of a crash: more than a pipe holds was logged before anybody read."""
+    command = [sys.executable, "-c", FULL_PIPE.format(end=end)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == b"logged\n"  # it was not blocked
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert [json.loads(line)["labels"]["number"] for line in out.splitlines()] == list(range(2000))
+
+
+def test_a_process_whose_output_nobody_reads_still_ends() -> None:
+    """It waits for a moment only; what was not read is lost with it."""
+    command = [sys.executable, "-c", FULL_PIPE.format(end="")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.wait(timeout=60) == 0
+
+
+def test_a_forked_child_begins_with_an_empty_backlog() -> None:
+    """What waits is the parent's to write, and its thread does not exist in the child."""
+    output = Output()
+    with blocked_output() as reading:
+        output.write(b"parent\n")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+            child = os.fork()
+        if child == 0:  # pragma: no cover # in the child
+            output.reset_after_fork()
+            os._exit(0 if output.flush(0) else 1)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        found = drain(reading, output)
+    assert (code, found) == (0, b"parent\n")

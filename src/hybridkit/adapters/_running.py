@@ -38,7 +38,14 @@ from hybridkit.idempotency import IdempotencyGuard, RedisDown
 from hybridkit.lifespan import Dependency, Health, HealthServer, ServiceResources, StopAction
 from hybridkit.lifespan._stacks import render_stacks
 from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
-from hybridkit.observability import Watchdog, configure_logging, configure_tracing, get_logger, render_metrics
+from hybridkit.observability import (
+    Watchdog,
+    configure_logging,
+    configure_tracing,
+    flush_logs,
+    get_logger,
+    render_metrics,
+)
 from hybridkit.settings import DataClientSettings, RabbitSettings, RedisSettings, SecretUrl, ServiceSettings
 
 type Kind = Literal["fastapi", "aiogram", "worker"]
@@ -116,6 +123,7 @@ async def open_resources(
         ) as resources:
             watchdog = await resources.open("watchdog", lambda: _watchdog(settings))
             resources.health.watch(watchdog.is_alive)
+            resources.on_flush("logs", _flush_logs)
             resources.on_flush("traces", lambda seconds: tracing.aclose(timeout_seconds=seconds))
             for type_ in type(settings).__mro__:
                 if issubclass(type_, ServiceSettings):
@@ -151,6 +159,11 @@ def _management_server(settings: ServiceSettings, health: Health) -> HealthServe
         metrics=render_metrics,
         stacks=render_stacks if settings.environment == "development" else None,
     )
+
+
+async def _flush_logs(seconds: float) -> None:
+    if not flush_logs(0):
+        await asyncio.to_thread(flush_logs, seconds)
 
 
 def _watchdog(settings: ServiceSettings) -> Watchdog:

@@ -15,6 +15,7 @@ answer is left behind, and neither raises.
 
 from hybridkit.observability._logging import configure_logging, get_logger
 from hybridkit.observability._metrics import Metrics, metrics, render_metrics
+from hybridkit.observability._output import flush_logs
 from hybridkit.observability._texts import class_name, printable, stack_of
 from hybridkit.observability._trace_context import remote_trace
 from hybridkit.observability._tracing import (
@@ -37,6 +38,7 @@ __all__ = [
     "configure_logging",
     "configure_tracing",
     "fail_span",
+    "flush_logs",
     "get_logger",
     "in_trace",
     "is_tracing",

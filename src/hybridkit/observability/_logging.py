@@ -1,9 +1,10 @@
 """Logs: structlog and the standard library's loggers through one pipeline, a line per event on standard output.
 
 JSON lines follow the Elastic Common Schema (https://www.elastic.co/docs/reference/ecs): `@timestamp`, `log.level`,
-`message`, `service.name`, `trace.id`, `error.stack_trace`. The request id stands in `http.request.id` and, for people
-who search without a schema, in `request_id`. Other keys stay as the caller wrote them, except those that the schema
-uses for objects (`user`, `service`, …): a text there would make Elasticsearch refuse the line, so it goes to `labels`.
+`message`, `service.name`, `trace.id`, `error.stack_trace`, `http.request.id`, and each name of the schema that the
+caller uses with a value of its type. All else is in `labels`, where the schema has room for it: two services that use a
+name for different things would otherwise make Elasticsearch refuse the lines of one of them. A nested value is there as
+JSON text. The request id is in `labels` too, as `request_id`, for people who search without the schema.
 """
 
 import io
@@ -11,7 +12,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, MutableMapping
 from functools import partial
 from typing import Any, Final, TextIO, cast
 
@@ -21,8 +22,9 @@ from opentelemetry import trace
 from structlog.typing import FilteringBoundLogger
 
 from hybridkit.context import bound
+from hybridkit.observability._ecs import ECS_VERSION, OBJECTS, fits, flattened
 from hybridkit.observability._metrics import metrics
-from hybridkit.observability._output import write_line
+from hybridkit.observability._output import standard_output, write_line
 from hybridkit.observability._redaction import masked_line, remember_secrets
 from hybridkit.observability._texts import class_name, printable, stack_of
 from hybridkit.settings import ServiceSettings
@@ -30,25 +32,6 @@ from hybridkit.settings import ServiceSettings
 type _Event = MutableMapping[str, Any]
 type _Render = Callable[[str, str, dict[str, Any]], bytes]
 
-ECS_VERSION: Final = "8.17.0"
-
-_ECS_OBJECTS: Final = frozenset(
-    {
-        "agent",
-        "client",
-        "container",
-        "ecs",
-        "error",
-        "event",
-        "host",
-        "http",
-        "labels",
-        "log",
-        "network",
-        "process",
-    }
-    | {"server", "service", "source", "span", "trace", "transaction", "url", "user"}
-)
 # Below these levels a library prints tokens, passwords or documents: httpx the full URL, which in Telegram's case is
 # the bot's token; httpcore the headers; aiormq the frame that logs in; SQLAlchemy and PyMongo the data.
 _LIBRARY_LEVELS: Final = {
@@ -154,7 +137,8 @@ _UNCONFIGURED: Final = (
 def configure_logging(settings: ServiceSettings) -> None:
     """Send all logs of this process through the pipeline, with the service's name in each line.
 
-    Lines are written at once, so that none is lost with the process. It may be called again.
+    Lines are written at once, so that none is lost with the process. While the reader of standard output is blocked, up
+    to 8 MiB of them wait for it in a thread; more are dropped and counted. The work goes on. It may be called again.
     """
     remember_secrets(settings)
     level = logging.getLevelNamesMapping()[settings.log_level]
@@ -169,6 +153,13 @@ def configure_logging(settings: ServiceSettings) -> None:
         cache_logger_on_first_use=False,
     )
     _take_over_standard_logging(level)
+    standard_output.on_dropped = _tell_dropped
+
+
+def _tell_dropped(count: int) -> None:
+    get_logger("hybridkit.logs").warning(
+        "log lines were dropped, as standard output was blocked", count=count
+    )
 
 
 def _take_over_standard_logging(level: int) -> None:
@@ -270,13 +261,46 @@ def _json_renderer(settings: ServiceSettings) -> _Render:
         if "user_id" in event:
             line["user.id"] = event["user_id"]
         error = event.pop("exc_info")
-        line |= {} if error is None else _error_fields(error)
-        for key, value in event.items():
-            clash = key in line or (key in _ECS_OBJECTS and not isinstance(value, Mapping))
-            line[f"labels.{key}" if clash else key] = value
-        return orjson.dumps(line, default=printable, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z)
+        stack = event.pop("stack", None)
+        if error is not None:
+            line |= _error_fields(error)
+        elif stack is not None:
+            line["error.stack_trace"] = stack
+        if event:
+            _add_others(line, event)
+        return orjson.dumps(line, default=printable, option=_JSON_OPTIONS)
 
     return render
+
+
+_JSON_OPTIONS: Final = orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z
+_SCALARS: Final = frozenset({str, int, float, bool, type(None)})
+
+
+def _add_others(line: dict[str, Any], event: dict[str, Any]) -> None:
+    """Put each value where the schema has its place: under its own name, or in `labels`."""
+    labels: dict[str, Any] = {}
+    for key, value in event.items():
+        if key.isidentifier() and key not in _OF_SCHEMA:  # most are
+            labels[key] = value if type(value) in _SCALARS else _label(value)
+            continue
+        for name, part in flattened(key, value):
+            if name not in line and fits(name, part):
+                line[name] = part
+            else:
+                labels[name.removeprefix("labels.").replace(".", "_")] = _label(part)
+    if labels:
+        line["labels"] = labels
+
+
+_OF_SCHEMA: Final = OBJECTS | {"labels", "tags"}
+
+
+def _label(value: object) -> object:
+    """Return a value as labels have it: a scalar or a list of scalars; JSON text for all else."""
+    text = orjson.dumps(value, default=printable, option=_JSON_OPTIONS)
+    is_nested = text[:1] == b"{" or (text[:1] == b"[" and (b"{" in text or b"[" in text[1:]))
+    return text.decode() if is_nested else orjson.Fragment(text)
 
 
 def _console_renderer() -> _Render:
@@ -285,7 +309,10 @@ def _console_renderer() -> _Render:
     )
 
     def render(name: str, level: str, event: dict[str, Any]) -> bytes:
+        stack = event.pop("stack", None)
         event = {key: _one_line(it) if isinstance(it, str) else it for key, it in event.items()}
+        if stack is not None:
+            event["stack"] = "\n".join(map(_one_line, str(stack).split("\n")))
         event |= {"timestamp": _timestamp(), "level": level, "logger": name}
         return renderer(None, level, event).encode("utf-8", "backslashreplace")
 
@@ -324,4 +351,13 @@ def _error_fields(error: BaseException) -> dict[str, str]:
 def _timestamp() -> str:
     """Return the current time in UTC with milliseconds, as everywhere on the wire."""
     now = time.time()
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now * 1000) % 1000:03d}Z"
+    second = int(now)
+    text = _seconds.get(second)
+    if text is None:
+        _seconds.clear()
+        text = _seconds[second] = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+    return f"{text}.{int((now - second) * 1000):03d}Z"
+
+
+_seconds: Final[dict[int, str]] = {}
+"""The text of the current second: formatting it takes longer than all the rest of a timestamp."""

@@ -68,11 +68,13 @@ def _lines(service: str, path: Path, request_id: str) -> Iterator[LogLine]:
 
 
 def _parsed(text: str) -> dict[str, Any] | None:
-    """Return the fields of a line, or None for a line that is not a JSON object."""
+    """Return the fields of a line with its labels among them, or None for a line that is not a JSON object."""
     try:
-        return decode_object(text.encode())
+        fields = decode_object(text.encode())
     except PayloadError:
         return None
+    labels = fields.pop("labels", None)
+    return {**labels, **fields} if isinstance(labels, dict) else fields
 
 
 def readable(text: str) -> str:
