@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,7 +71,7 @@ def test_a_closed_or_missing_output_is_counted(end: str) -> None:
 
 
 @contextmanager
-def blocked_output() -> Iterator[int]:
+def blocked_output() -> Generator[int]:
     """Make standard output a full pipe inside the block, whose reading end this yields."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
