@@ -71,7 +71,7 @@ class World:
         port = free_port()
         chosen: dict[str, Any] = {
             "updates": "webhook",
-            "webhook_port": port,
+            "port": port,
             "webhook_url": f"http://127.0.0.1:{port}",
         }
         made = BotSettings(**{**self.settings.model_dump(), **chosen, **settings})

@@ -103,10 +103,7 @@ async def test_path_and_secret_derive_from_the_token(world: World, dispatcher: D
 
 async def test_a_url_with_a_path_is_used_as_it_is(world: World, dispatcher: Dispatcher) -> None:
     """The path of `webhook_url` is the webhook's own, and any other is not found."""
-    port = 0
-    async with world.webhook(
-        dispatcher, webhook_url="http://127.0.0.1:1/bots/ours", webhook_port=port
-    ) as webhook:
+    async with world.webhook(dispatcher, webhook_url="http://127.0.0.1:1/bots/ours", port=0) as webhook:
         assert webhook.server.url == "http://127.0.0.1:1/bots/ours"
         assert await post(webhook, update(1), path="/bots/ours?x=1") == 200
         assert await post(webhook, update(2), path="/bots/ours/") == 404
@@ -252,10 +249,10 @@ async def test_what_fails_unexpectedly_is_sent_again(
     """An error outside of the handlers is answered with 503, and the repeated update is handled."""
     run, failures = UpdateRunner.run, [OSError("once"), OSError("twice")]
 
-    async def failing(self: UpdateRunner, *given: Any) -> bool:
+    async def failing(self: UpdateRunner, *given: Any, **named: Any) -> bool:
         if failures:
             raise failures.pop()
-        return await run(self, *given)
+        return await run(self, *given, **named)
 
     monkeypatch.setattr(UpdateRunner, "run", failing)
     async with world.webhook(dispatcher):

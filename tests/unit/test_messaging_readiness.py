@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 from structlog.testing import capture_logs
 
-from hybridkit.adapters._running import _probe_consumer, start_consumers
+from hybridkit.adapters._running import probe_consumer, start_consumers
 from hybridkit.errors import (
     DeclarationError,
     HybridkitError,
@@ -136,7 +136,7 @@ async def test_a_consumer_that_works_is_ready() -> None:
     bench.put(5)
     await until(lambda: bench.settled == 5)
     assert bench.consumer.is_ready
-    await _probe_consumer(bench.consumer)
+    await probe_consumer(bench.consumer)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ async def test_a_consumer_that_takes_nothing_is_not_ready(stop: Callable[[Bench]
     stop(bench)
     await until(lambda: not bench.consumer.is_ready)
     with pytest.raises(UnavailableError):
-        await _probe_consumer(bench.consumer)
+        await probe_consumer(bench.consumer)
     bench.gate.stop()
 
 
@@ -176,7 +176,7 @@ async def test_a_consumer_whose_dead_letters_nobody_takes_is_not_ready(refusal: 
     assert bench.consumer.stalled == "a copy for hk.dlx is not published"
     assert not bench.consumer.is_ready
     with pytest.raises(UnavailableError, match=r"a copy for hk\.dlx"):
-        await _probe_consumer(bench.consumer)
+        await probe_consumer(bench.consumer)
     bench.refusal = None
     await until(lambda: bench.settled == 3)
     assert bench.consumer.is_ready
@@ -228,7 +228,7 @@ async def test_a_consumer_that_has_no_room_and_runs_nothing_is_not_ready(
     assert bench.consumer.is_ready
     inbox.has_room = False
     with pytest.raises(UnavailableError, match="all that the broker lets it have waits"):
-        await _probe_consumer(bench.consumer)
+        await probe_consumer(bench.consumer)
     bench.put()
     await until(lambda: len(bench.run._workers))
     assert bench.consumer.is_ready

@@ -248,7 +248,13 @@ async def _probe_connection(connection: RobustPublisher | BrokerConnection | Rob
         raise NotConnectedError("RabbitMQ takes or delivers nothing at the moment")
 
 
-async def _probe_consumer(consumer: RobustConsumer) -> None:
+async def probe_consumer(consumer: RobustConsumer) -> None:
+    """Check that a consumer gets messages, and that they get on.
+
+    Raises:
+        UnavailableError: the consumer is paused or stalled.
+        NotConnectedError: the broker delivers nothing to it.
+    """
     if (paused := consumer.paused) is not None:
         since = format_timestamp(paused.since)
         raise UnavailableError(f"paused since {since} by {paused.reason}")
@@ -303,7 +309,7 @@ async def start_consumers(
             providers=providers,
             guard=provided(resources, IdempotencyGuard),
         )
-        resources.health.add(consumer.name, partial(_probe_consumer, consumer))
+        resources.health.add(consumer.name, partial(probe_consumer, consumer))
 
 
 def _drain_of(consumer: RobustConsumer) -> StopAction:

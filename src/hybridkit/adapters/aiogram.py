@@ -38,7 +38,7 @@ from hybridkit.errors import DeclarationError, MissingExtraError, UnavailableErr
 from hybridkit.idempotency import IdempotencyGuard, RedisDown
 from hybridkit.injection import InjectionPlan, plan_injection
 from hybridkit.lifespan import ServiceResources
-from hybridkit.messaging import RobustConsumer
+from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
 from hybridkit.observability import get_logger
 from hybridkit.settings import BotSettings
 
@@ -54,6 +54,7 @@ try:
     from hybridkit.adapters._telegram._fsm import ChatIsolation, ChatStorage, fsm_in_redis
     from hybridkit.adapters._telegram._handling import HANDLER_SECONDS, TemporaryErrors, UpdateRunner
     from hybridkit.adapters._telegram._polling import Polling
+    from hybridkit.adapters._telegram._queued_updates import MAX_QUEUED_SECONDS, QueuedUpdates
     from hybridkit.adapters._telegram._reading import token_error
     from hybridkit.adapters._telegram._sender import BlockedHandler, BlockedHook, BotBlockedError, Sender
     from hybridkit.adapters._telegram._static_handlers import CONTEXT_NAMES, static_handlers
@@ -153,6 +154,9 @@ async def bot_lifespan(
         yield resources
 
 
+type _Source = Polling | Webhook | QueuedUpdates
+
+
 @asynccontextmanager
 async def _running_bot(
     dispatcher: Dispatcher,
@@ -163,10 +167,15 @@ async def _running_bot(
     failure_texts: Mapping[str, str],
     handler_seconds: float,
     on_blocked: BlockedHandler | None,
-) -> AsyncGenerator[tuple[ServiceResources, Polling | Webhook]]:
+) -> AsyncGenerator[tuple[ServiceResources, _Source]]:
     check_texts(failure_texts)
     if handler_seconds <= 0:
         raise DeclarationError(f"handler_seconds must be positive, not {handler_seconds}")
+    if settings.updates == "queue" and handler_seconds > MAX_QUEUED_SECONDS:
+        raise DeclarationError(
+            f"handler_seconds is at most {MAX_QUEUED_SECONDS:g} with UPDATES=queue, not {handler_seconds}:"
+            f" the broker wants every message back after half an hour"
+        )
     # A message to a user can't be taken back: without Redis, waiting is better than sending it twice.
     async with open_resources("aiogram", settings, when_down=RedisDown.EXTERNAL) as resources:
         bot = await resources.open("telegram", lambda: _connected_bot(settings), provides=Bot)
@@ -186,18 +195,31 @@ async def _running_bot(
             failure_texts=failure_texts,
             handler_seconds=handler_seconds,
         )
-        source: Polling | Webhook
-        if settings.updates == "webhook":
-            source = await resources.open(
-                "updates", lambda: Webhook(bot, updates, settings), probe=Webhook.probe
-            )
-        else:
-            source = await resources.open(
-                "updates", lambda: Polling(bot, updates, redis), probe=Polling.probe
-            )
+        source: _Source = await resources.open(
+            "updates",
+            lambda: _source(bot, updates, settings, resources),
+            probe=lambda opened: opened.probe(),
+        )
         resources.on_stop_accepting("updates", source.stop_accepting)
         resources.on_drain("updates", source.drain)
         yield resources, source
+
+
+def _source(bot: Bot, updates: UpdateRunner, settings: BotSettings, resources: ServiceResources) -> _Source:
+    match settings.updates:
+        case "polling":
+            return Polling(bot, updates, provided(resources, Redis))
+        case "webhook":
+            return Webhook(bot, updates, settings)
+        case "queue":
+            return QueuedUpdates(
+                bot,
+                updates,
+                settings,
+                redis=provided(resources, Redis),
+                publisher=provided(resources, RobustPublisher),
+                connection=provided(resources, BrokerConnection),
+            )
 
 
 @asynccontextmanager

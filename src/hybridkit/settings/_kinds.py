@@ -118,17 +118,15 @@ class WorkerSettings(DataClientSettings, RedisSettings, RabbitSettings):
 
 
 class BotSettings(DataClientSettings, RedisSettings, RabbitSettings):
-    """Settings of a Telegram bot. Its management port is 9004 by default.
+    """Settings of a Telegram bot. Its management port is 9004 by default; `port`, 8004, is only for a webhook.
 
     Attributes:
         bot_token: the token that @BotFather gave.
         telegram_api_url: the address of another Bot API server, such as a local one or a fake for tests.
         updates: how updates reach the handlers. `polling` asks Telegram for them; `webhook` has Telegram send them;
             `queue` stores them in RabbitMQ first, so that several replicas share the work.
-        webhook_url: the public HTTPS URL to which Telegram sends updates. One without a path gets a path that nobody
-            can guess. With `queue`, updates are polled for without it.
-        webhook_port: the port on which the webhook listens, beside the `port` of health and metrics; 0 takes a free
-            one.
+        webhook_url: the public HTTPS URL that leads to `port`, to which Telegram sends updates. One without a path gets
+            a path that nobody can guess. With `queue`, updates are polled for without it.
         webhook_networks: the networks that may call the webhook, such as Telegram's, `149.154.160.0/20` and
             `91.108.4.0/22`; empty for all. Behind a proxy the last address of `X-Forwarded-For` counts.
     """
@@ -138,7 +136,6 @@ class BotSettings(DataClientSettings, RedisSettings, RabbitSettings):
     telegram_api_url: HttpUrl = SecretUrl("https://api.telegram.org")
     updates: Literal["polling", "webhook", "queue"] = "polling"
     webhook_url: HttpUrl | None = None
-    webhook_port: int = Field(default=8005, ge=0, le=65535)
     webhook_networks: tuple[IPvAnyNetwork, ...] = ()
 
     @field_validator("webhook_url")
@@ -146,7 +143,7 @@ class BotSettings(DataClientSettings, RedisSettings, RabbitSettings):
     def _is_where_telegram_sends(cls, value: SecretUrl | None, info: ValidationInfo) -> SecretUrl | None:
         if value is None and info.data.get("updates") == "webhook":
             raise refused(
-                "should be the public HTTPS URL that leads to WEBHOOK_PORT, such as https://bot.example.com, with"
+                "should be the public HTTPS URL that leads to PORT, such as https://bot.example.com, with"
                 " UPDATES=webhook"
             )
         return value

@@ -5,6 +5,7 @@ the oldest update comes first. Whoever dies loses its turn with the lease, and i
 """
 
 import asyncio
+import math
 import random
 import secrets
 import time
@@ -156,6 +157,7 @@ class ChatTurns:
         *,
         update_id: int | None = None,
         stopping: asyncio.Event | None = None,
+        wait_seconds: float = math.inf,
     ) -> AsyncGenerator[bool]:
         """Wait for the turn of a chat, and run the block in it; inside of another block for the chat, at once.
 
@@ -167,9 +169,10 @@ class ChatTurns:
             chat: the chat's id.
             update_id: the id of the update that is to be handled; None for an unknown one.
             stopping: ends the waiting.
+            wait_seconds: how long to wait.
 
         Yields:
-            Whether the turn is held; False when the stop came first.
+            Whether the turn is held; False when the stop or the end of that time came first.
 
         Raises:
             LockLostError: another replica has the chat, or Redis did not answer for nearly a lease; the block was
@@ -183,7 +186,7 @@ class ChatTurns:
             return
         token = secrets.token_hex(12)
         try:
-            asked_at = await self._take(key, token, update_id, stopping or asyncio.Event())
+            asked_at = await self._take(key, token, update_id, stopping or asyncio.Event(), wait_seconds)
             if asked_at is None:
                 yield False
                 return
@@ -207,9 +210,9 @@ class ChatTurns:
             leaving.add_done_callback(_look_at)
 
     async def _take(
-        self, key: str, token: str, update_id: int | None, stopping: asyncio.Event
+        self, key: str, token: str, update_id: int | None, stopping: asyncio.Event, wait_seconds: float
     ) -> float | None:
-        """Return when the turn was asked for, or None when the stop came first."""
+        """Return when the turn was asked for, or None when the stop or the end of the time came first."""
         since = time.monotonic()
         pause_seconds = _FIRST_PAUSE_SECONDS
         has_waited = False
@@ -233,6 +236,8 @@ class ChatTurns:
                         "a chat is taken over", reason="the replica that had it has died or is frozen"
                     )
                 return asked_at
+            if time.monotonic() - since >= wait_seconds:
+                return None
             has_waited = True
             jitter = random.uniform(0.5, 1.0)  # noqa: S311 # nosec B311  # spreads the load, no secret
             await is_set_within(stopping, seconds=pause_seconds * jitter)

@@ -98,14 +98,19 @@ class UpdateRunner:
     def __repr__(self) -> str:
         return f"UpdateRunner({self.types}, handler_seconds={self._handler_seconds})"
 
-    async def run(self, update: Update, stopping: asyncio.Event) -> bool:
-        """Handle an update, and return False when the stop came first, so that it has to be delivered again.
+    async def run(self, update: Update, stopping: asyncio.Event, *, turn_seconds: float = math.inf) -> bool:
+        """Handle an update, and return False when it was not, so that it has to be delivered again.
 
         Only cancellation is raised: an update that is given up is logged, answered and finished.
+
+        Args:
+            update: the update.
+            stopping: set at the stop, which comes before updates that have not begun or wait for a retry.
+            turn_seconds: how long to wait for another replica that handles the update's chat.
         """
         started = time.perf_counter()
         with bind(RequestContext()), _span_of(update):
-            outcome = await self._run_in_turn(update, stopping)
+            outcome = await self._run_in_turn(update, stopping, turn_seconds)
             if outcome is None:
                 return False
             seconds = time.perf_counter() - started
@@ -116,13 +121,15 @@ class UpdateRunner:
             )
             return True
 
-    async def _run_in_turn(self, update: Update, stopping: asyncio.Event) -> str | None:
+    async def _run_in_turn(self, update: Update, stopping: asyncio.Event, turn_seconds: float) -> str | None:
         """Handle an update while no replica handles another one of its chat, retries included."""
         chat = chat_of(update)
         if chat is None:
             return await self._claim_and_run(update, stopping)
         while not stopping.is_set():
-            turn = self._turns.hold(self._bot.id, chat, update_id=update.update_id, stopping=stopping)
+            turn = self._turns.hold(
+                self._bot.id, chat, update_id=update.update_id, stopping=stopping, wait_seconds=turn_seconds
+            )
             try:
                 async with turn as is_held:
                     return await self._claim_and_run(update, stopping) if is_held else None

@@ -13,13 +13,13 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Final, Self, cast
+from typing import Final, Self
 
 from aiogram import Bot
 from aiogram.exceptions import AiogramError, TelegramUnauthorizedError
 
 from hybridkit.adapters._telegram._handling import UpdateRunner
-from hybridkit.adapters._telegram._reading import AskForUpdates, id_of, token_error
+from hybridkit.adapters._telegram._reading import ask_for_updates, id_of, token_error
 from hybridkit.adapters._telegram._running_updates import RunningUpdates, skip
 from hybridkit.adapters._telegram._updates import UpdateLog
 from hybridkit.coordination import Redis, Shelf
@@ -149,13 +149,11 @@ class Polling:
 
     async def _get_updates(self, *, timeout_seconds: int) -> Sequence[object]:
         offset = self._seen.offset
-        ask = AskForUpdates(offset=offset, timeout=timeout_seconds, allowed_updates=self._updates.types)
-        # Telegram's own time, and some for the network. Aiogram accepts whole seconds only.
-        answer: object = await self._bot(ask, request_timeout=timeout_seconds + 15)
-        if not isinstance(answer, list):
-            raise UnavailableError("what Telegram has answered is no list of updates")
+        answer = await ask_for_updates(
+            self._bot, offset=offset, timeout_seconds=timeout_seconds, types=self._updates.types
+        )
         self._seen.confirmed(offset)
-        return cast("list[object]", answer)
+        return answer
 
     async def _start_handlers(self, answer: Sequence[object]) -> None:
         without_id = [raw for raw in answer if id_of(raw) is None]

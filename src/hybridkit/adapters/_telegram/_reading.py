@@ -5,7 +5,7 @@ message of a later kind, and would be given the same list again forever.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, cast
 
 from aiogram import Bot
@@ -13,7 +13,7 @@ from aiogram.dispatcher.middlewares.user_context import UserContextMiddleware
 from aiogram.methods import TelegramMethod
 from aiogram.types import Update
 
-from hybridkit.errors import AccessDeniedError
+from hybridkit.errors import AccessDeniedError, UnavailableError
 
 UNKNOWN: Final = "unknown"
 _TYPES: Final = frozenset(Update.model_fields) - {"update_id"}
@@ -29,6 +29,29 @@ class AskForUpdates(TelegramMethod[Any]):
     offset: int | None
     timeout: int
     allowed_updates: list[str]
+
+
+async def ask_for_updates(
+    bot: Bot, *, offset: int | None, timeout_seconds: int, types: Sequence[str]
+) -> list[object]:
+    """Ask Telegram for updates, and return them as JSON values.
+
+    Args:
+        bot: the bot to ask as.
+        offset: confirms all updates below it; None confirms nothing.
+        timeout_seconds: how long Telegram may wait for an update.
+        types: the types of updates.
+
+    Raises:
+        AiogramError: Telegram does not answer, or refuses.
+        UnavailableError: the answer is no list.
+    """
+    ask = AskForUpdates(offset=offset, timeout=timeout_seconds, allowed_updates=list(types))
+    # Telegram's own time, and some for the network. Aiogram accepts whole seconds only.
+    answer: object = await bot(ask, request_timeout=timeout_seconds + 15)
+    if not isinstance(answer, list):
+        raise UnavailableError("what Telegram has answered is no list of updates")
+    return cast("list[object]", answer)
 
 
 def id_of(raw: object) -> int | None:

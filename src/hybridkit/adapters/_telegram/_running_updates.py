@@ -1,6 +1,7 @@
 """The updates that run or wait in this process: those of a chat in order, different chats concurrently."""
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Final
@@ -98,6 +99,23 @@ class RunningUpdates:
         task.add_done_callback(end)
         return task
 
+    async def handle(self, update: Update, *, turn_seconds: float = math.inf) -> bool:
+        """Handle an update now, and return whether it is finished, also after too many unexpected errors.
+
+        Args:
+            update: the update.
+            turn_seconds: how long to wait for another replica that handles the update's chat.
+        """
+        try:
+            return await self._updates.run(update, self.stopping, turn_seconds=turn_seconds)
+        except Exception as error:  # noqa: BLE001  # unexpected, so it may be temporary or not
+            faults = self._faults[update.update_id] = self._faults.get(update.update_id, 0) + 1
+            _log.exception("an update was not handled", exc_info=error, faults=faults)
+            if faults < MAX_FAULTS:
+                return False
+            del self._faults[update.update_id]
+            return True
+
     def check_progress(self) -> None:
         """Check that handlers end.
 
@@ -132,21 +150,9 @@ class RunningUpdates:
         async def handle() -> bool:
             if before is not None:
                 await asyncio.wait({before})
-            return update is None or await self._is_done(update)
+            return update is None or await self.handle(update)
 
         return await (handle() if around is None else around(handle))
-
-    async def _is_done(self, update: Update) -> bool:
-        """Return whether the update is finished, also after too many unexpected errors."""
-        try:
-            return await self._updates.run(update, self.stopping)
-        except Exception as error:  # noqa: BLE001  # unexpected, so it may be temporary or not
-            faults = self._faults[update.update_id] = self._faults.get(update.update_id, 0) + 1
-            _log.exception("an update was not handled", exc_info=error, faults=faults)
-            if faults < MAX_FAULTS:
-                return False
-            del self._faults[update.update_id]
-            return True
 
 
 def skip(raw: Any) -> None:

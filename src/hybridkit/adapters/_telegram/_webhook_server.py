@@ -72,7 +72,7 @@ class WebhookServer:
         types: Sequence[str],
         accept: Callable[[int, object], Awaitable[bool]],
     ) -> None:
-        self.port = settings.webhook_port
+        self.port = settings.port
         self.url = _url(settings.webhook_url, token=bot.token)
         self.secret = _derived(bot.token, "secret")
         self._bot = bot

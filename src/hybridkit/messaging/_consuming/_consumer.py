@@ -171,6 +171,7 @@ class RobustConsumer:
         publisher: RobustPublisher,
         providers: Mapping[Any, object] | None = None,
         guard: Guard | None = None,
+        priority: int = 0,
     ) -> None:
         """Declare the queue, subscribe, and stay subscribed until `drain`.
 
@@ -182,6 +183,8 @@ class RobustConsumer:
             publisher: sends retries and dead letters, over its own connection.
             providers: the objects that handlers may ask for, by their annotation.
             guard: lets each event run once; without one, a redelivered event runs again.
+            priority: the priority of this subscription. Of the replicas of a consumer that keeps an order, the one with
+                the highest works, since RabbitMQ 4; it takes over when the other has finished what it has.
 
         Raises:
             DeclarationError: a handler wants an object that no provider gives; or another consumer of this name runs in
@@ -218,6 +221,7 @@ class RobustConsumer:
             concurrency=self.concurrency,
             keyed=keyed,
             parked=parked,
+            priority=priority,
         )
         _RUNNING[self._run] = _RunningConsumer(self.name, connection.address, frozenset(self.handles))
         try:

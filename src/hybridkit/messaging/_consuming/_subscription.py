@@ -3,7 +3,7 @@
 import asyncio
 import time
 from functools import partial
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed
 
@@ -52,6 +52,7 @@ class Subscription:
         concurrency: the number of handlers that run at the same time.
         keyed: the backlog that keeps the messages of a key in order, where the consumer keeps order.
         parked: the parked keys, where keys are parked.
+        priority: the consumer's priority, among those of the queue.
     """
 
     def __init__(
@@ -65,8 +66,10 @@ class Subscription:
         concurrency: int,
         keyed: KeyedBacklog | None = None,
         parked: ParkedKeys | None = None,
+        priority: int = 0,
     ) -> None:
         self._name = name
+        self._arguments: dict[str, Any] | None = {"x-priority": priority} if priority else None
         self._own = consumer_topology(
             name, handlers.event_types(), ordered=keyed is not None, parks=parked is not None
         )
@@ -209,7 +212,9 @@ class Subscription:
             await channel.raw.basic_cancel(self._tag)
         if count:
             await channel.raw.basic_qos(prefetch_count=count)
-            await channel.raw.basic_consume(self._name, _nothing, consumer_tag=self._tag)
+            await channel.raw.basic_consume(
+                self._name, _nothing, consumer_tag=self._tag, arguments=self._arguments
+            )
             if channel is self._open_channel:  # another channel may have been opened meanwhile
                 self._consuming = count
 
