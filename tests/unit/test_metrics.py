@@ -14,6 +14,8 @@ from hybridkit.observability import metrics, render_metrics
 from hybridkit.observability._metrics import registry
 
 UNITS = (
+    "_calls",
+    "_ratio",
     "_seconds",
     "_requests",
     "_messages",

@@ -35,6 +35,7 @@ from hybridkit.errors import (
     UnavailableError,
 )
 from hybridkit.idempotency import IdempotencyGuard, RedisDown
+from hybridkit.jobs import drain_blocking
 from hybridkit.lifespan import Dependency, Health, HealthServer, ServiceResources, StopAction
 from hybridkit.lifespan._stacks import render_stacks
 from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
@@ -124,6 +125,7 @@ async def open_resources(
             watchdog = await resources.open("watchdog", lambda: _watchdog(settings))
             resources.health.watch(watchdog.is_alive)
             resources.on_flush("logs", _flush_logs)
+            resources.on_drain("blocking_calls", drain_blocking)
             resources.on_flush("traces", lambda seconds: tracing.aclose(timeout_seconds=seconds))
             for type_ in type(settings).__mro__:
                 if issubclass(type_, ServiceSettings):

@@ -1,4 +1,4 @@
-"""Run functions by a schedule, once over all replicas of a worker.
+"""Run functions by a schedule, once over all replicas of a worker; and long work: in threads, with its progress.
 
 ```python
 jobs = Jobs()
@@ -14,8 +14,20 @@ def main() -> None:
 ```
 """
 
+from hybridkit.jobs._blocking import drain_blocking, run_blocking
 from hybridkit.jobs._job import Job, Missed, Slot
 from hybridkit.jobs._jobs import Jobs
+from hybridkit.jobs._progress import Progress, ProgressState
 from hybridkit.jobs._runner import JobRunner
 
-__all__ = ["Job", "JobRunner", "Jobs", "Missed", "Slot"]
+__all__ = [
+    "Job",
+    "JobRunner",
+    "Jobs",
+    "Missed",
+    "Progress",
+    "ProgressState",
+    "Slot",
+    "drain_blocking",
+    "run_blocking",
+]

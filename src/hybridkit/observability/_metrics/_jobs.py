@@ -8,7 +8,7 @@ _JOB_SECONDS: Final = (0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 1800.
 
 
 class JobMetrics:
-    """Runs of jobs and their slots."""
+    """Runs of jobs and their slots, long work, and calls in threads."""
 
     job_runs = counter(
         "hybridkit_job_runs_total", "Runs of jobs in this process, by how they ended.", ("job", "outcome")
@@ -46,4 +46,24 @@ class JobMetrics:
         "The time of a job's next slot.",
         ("job",),
         workers="livemax",
+    )
+    work_items = counter(
+        "hybridkit_work_items_total", "Items of long work that are done, as `Progress` was told.", ("work",)
+    )
+    work_progress = gauge(
+        "hybridkit_work_progress_ratio",
+        "The part of long work that is done, from 0 to 1.",
+        ("work",),
+        workers="livemax",
+    )
+    blocking_in_flight = gauge(
+        "hybridkit_blocking_in_flight_calls", "Calls of `run_blocking` that have a thread.", workers="livesum"
+    )
+    blocking_queued = gauge(
+        "hybridkit_blocking_queued_calls",
+        "Calls of `run_blocking` that wait for a thread.",
+        workers="livesum",
+    )
+    blocking_refused = counter(
+        "hybridkit_blocking_refused_total", "Calls of `run_blocking` that were refused, as too many wait."
     )
