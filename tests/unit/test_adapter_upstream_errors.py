@@ -3,6 +3,7 @@
 import time
 from collections.abc import Generator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -36,7 +37,7 @@ from hybridkit.errors import (
 from hybridkit.errors._codes import error_for_code
 from hybridkit.resources import Call, Record, Resource
 from hybridkit.testing import FakeDataService
-from tests.helpers.apis import Settings, raising, serving
+from tests.helpers.apis import Settings, problem, raising, serving
 
 INNER = "inner-secret-words"
 
@@ -139,6 +140,26 @@ async def test_an_error_of_another_request_is_told_by_what_it_means_for_this_one
         assert "exc_info" not in lines[-1] or not issubclass(
             known, RejectedError
         )  # it says which request that was
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["hybridkit.clients._pipeline", "hybridkit.messaging._publishing", "hybridkit.coordination._lock"],
+)
+async def test_no_error_of_a_client_a_publisher_or_a_lock_tells_its_words(app: FastAPI, module: str) -> None:
+    """Each class of error is told by what it means, without names of services, queues, locks and keys."""
+    names: dict[str, Any] = {"__name__": module}
+    exec("def fail(error): raise error", names)
+    for error in every_error():
+        app.add_api_route(f"/{error.__name__}", partial(names["fail"], made(error)), methods=["POST"])
+    async with serving(app) as client:
+        for error in every_error():
+            answer = await client.post(f"/{error.__name__}")
+            if issubclass(error, RuleViolationError):  # its words are for people
+                assert problem(answer) == (409, error.code)
+                continue
+            assert problem(answer) == meant(error)
+            assert INNER not in answer.text
 
 
 async def test_a_broken_reference_names_its_field_without_the_way_to_it(app: FastAPI) -> None:

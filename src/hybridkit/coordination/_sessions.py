@@ -222,7 +222,7 @@ class Sessions[T: BaseModel]:
         )
         if state == b"STALE":
             raise StaleVersionError(
-                f"another request has saved the session {self.name!r} since it was read: use update(), or read it again"
+                "another request has saved the session since it was read: use update(), or read it again"
             )
         self._check_there(state)
         return self._session(session.id, record)
@@ -250,7 +250,7 @@ class Sessions[T: BaseModel]:
                 except StaleVersionError:
                     reread = await self.load(session.id)
                 if reread is None:
-                    raise _ended(self.name)
+                    raise _ended()
                 present = reread
             return await self.save(present, change(present.data))
 
@@ -390,7 +390,7 @@ class Sessions[T: BaseModel]:
 
     def _check_there(self, state: bytes) -> None:
         if state != b"OK":
-            raise _ended(self.name)
+            raise _ended()
 
     async def _enter(self, user: str, ref: str) -> None:
         """Add a session to its user's list, and end those that are too many."""
@@ -415,8 +415,8 @@ class Sessions[T: BaseModel]:
         metrics.sessions.labels(self.name, outcome).inc(count)
 
 
-def _ended(name: str) -> SessionEndedError:
-    return SessionEndedError(f"the session {name!r} has ended: sign in again")
+def _ended() -> SessionEndedError:
+    return SessionEndedError("the session has ended: sign in again")
 
 
 def _info(ref: str, record: Sequence[Any]) -> SessionInfo:

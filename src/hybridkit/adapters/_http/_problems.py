@@ -34,7 +34,7 @@ from hybridkit.errors import (
 BUSY_SECONDS: Final = 1.0
 """The retry time when the error has none."""
 
-_UPSTREAM_MODULES: Final = ("hybridkit.clients.", "hybridkit.messaging.")
+_UPSTREAM_MODULES: Final = ("hybridkit.clients.", "hybridkit.messaging.", "hybridkit.coordination._lock")
 
 
 def problem_of(error: BaseException, *, instance: str, request_id: str, internal: bool) -> Problem:
@@ -84,7 +84,7 @@ def _finality(error: BaseException) -> tuple[bool, float]:
 
 
 def is_upstream_error(error: BaseException) -> bool:
-    """Return whether one of our clients or publishers raised the error, by the innermost frames of its traceback.
+    """Return whether a client, publisher or lock of ours raised the error, by its traceback's innermost frames.
 
     An error of the application's own function is about its caller, also when a client calls that function.
     """
