@@ -46,14 +46,19 @@ class Fields:
     def __repr__(self) -> str:
         return f"Fields({sorted(name.decode('latin-1') for name in self._values)})"  # values may be secrets
 
+    def has_any(self, names: Iterable[bytes]) -> bool:
+        """Return whether one of these fields is there; the names are in lower case."""
+        return not self._values.keys().isdisjoint(names)
+
     def check(self) -> None:
         """Refuse a request that has different values for a field with one value.
 
         Raises:
             InvalidHeaderError: a field of `SINGLE_FIELDS` has several values.
         """
-        for name in self._repeated.keys() & SINGLE_FIELDS:
-            self.single(name.decode())
+        if self._repeated:
+            for name in self._repeated.keys() & SINGLE_FIELDS:
+                self.single(name.decode())
 
     def single(self, name: str) -> str | None:
         """Return the value of a field that has one; None where it is missing.
@@ -65,7 +70,7 @@ class Fields:
             InvalidHeaderError: the field has lines with different values.
         """
         key = name.encode()
-        if len(set(self._repeated.get(key, ()))) > 1:
+        if self._repeated and len(set(self._repeated.get(key, ()))) > 1:
             raise InvalidHeaderError(f"{name} is given more than once, with different values", field=name)
         value = self._values.get(key)
         return None if value is None else value.decode("latin-1")

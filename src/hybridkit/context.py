@@ -267,11 +267,12 @@ class RequestContext:
             )
 
     @classmethod
-    def from_http_headers(cls, headers: Mapping[str, str]) -> Self:
+    def from_http_headers(cls, headers: Mapping[str, str], *, within_seconds: float | None = None) -> Self:
         """Read the context of a caller; a request id that is absent or can't be read is replaced by a new one.
 
         Args:
             headers: a case-insensitive mapping, or one with lower-case names.
+            within_seconds: the longest time to the deadline; None for as long as the caller waits.
 
         Raises:
             InvalidHeaderError: `X-User-ID` can't be read, and the work would count as another user's; or
@@ -286,11 +287,15 @@ class RequestContext:
                 f"{USER_ID_HEADER} is 1 to 255 characters, percent-encoded where they are not visible ASCII",
                 field=USER_ID_HEADER,
             )
-        return cls(
-            request_id=_from_http(headers.get(REQUEST_ID_HEADER, "")) or new_request_id(),
-            user_id=user_id,
-            deadline=None if timeout_seconds is None else time.monotonic() + timeout_seconds,
-        )
+        if within_seconds is not None and (timeout_seconds is None or timeout_seconds > within_seconds):
+            timeout_seconds = within_seconds
+        request_id = headers.get(REQUEST_ID_HEADER)
+        made = object.__new__(cls)  # the ids are checked already
+        _set(made, "request_id", (request_id and _from_http(request_id)) or new_request_id())
+        _set(made, "user_id", user_id)
+        _set(made, "deadline", None if timeout_seconds is None else time.monotonic() + timeout_seconds)
+        _set(made, "claim", None)
+        return made
 
     @classmethod
     def from_amqp_headers(cls, headers: Mapping[str, object]) -> Self:
@@ -429,6 +434,12 @@ def with_noted_user(context: RequestContext) -> RequestContext:
     if note is None or note.user_id is None or context.user_id is not None:
         return context
     return replace(context, user_id=note.user_id)
+
+
+def has_noted_user() -> bool:
+    """Return whether the work inside `noting_user` was bound to a user."""
+    note = _note.get()
+    return note is not None and note.user_id is not None
 
 
 def _check_seen(frame: FrameType | None) -> None:

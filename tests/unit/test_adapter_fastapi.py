@@ -284,7 +284,7 @@ async def test_the_port_of_an_api_tells_strangers_nothing_in_production(
 ) -> None:
     """Readiness is a bare status without the names of dependencies, and metrics are no route at all."""
     monkeypatch.setattr(_running, "UNREADY_SECONDS", 0.0)
-    app = create_app(Settings, title="Test", internal=internal)
+    app = create_app(Settings, title="Test", internal=internal, security=OPEN)
     app.state.settings = Settings(environment="production")
     async with serving(app) as client:
         app.state.resources.health.add("inner_service", asyncio.Event().wait)

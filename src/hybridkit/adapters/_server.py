@@ -64,6 +64,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,  # its reading of lists believes more than the settings say
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=max(int(settings.shutdown_seconds * DRAIN_SHARE), 1),
             )

@@ -27,9 +27,9 @@ from typing import Any, Final, cast, get_args
 from pydantic_core.core_schema import ErrorType
 
 from hybridkit._asgi_types import Receive, Scope, Send
-from hybridkit._header_fields import Fields
 from hybridkit._syntax import json_pointer
 from hybridkit.adapters._http._asgi import EventStreams, ProblemMiddleware, RequestContextMiddleware
+from hybridkit.adapters._http._edge import Edge
 from hybridkit.adapters._http._head_requests import HeadMiddleware
 from hybridkit.adapters._http._keyed import IdempotencyMiddleware
 from hybridkit.adapters._http._limits import BodyLimits
@@ -59,7 +59,6 @@ from hybridkit.errors import (
 from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.lifespan import ServiceResources
 from hybridkit.messaging import RobustPublisher
-from hybridkit.observability import render_metrics
 from hybridkit.security import OpenAccess, Security
 from hybridkit.settings import ServiceSettings
 
@@ -70,10 +69,10 @@ try:
     from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
     from starlette.middleware.exceptions import ExceptionMiddleware
-    from starlette.routing import Route
     from starlette.types import ASGIApp
 
     from hybridkit.adapters._http._keyed_routes import claims_after_dependencies, is_routed, reads_body
+    from hybridkit.adapters._http._own_routes import add_own_routes, hide_documents
     from hybridkit.adapters._http._rate_limits import document_limits, rate_limited
     from hybridkit.adapters._http._required_key import (
         IdempotencyKey,
@@ -130,13 +129,14 @@ def create_app(
     lifespan: AppLifespan | None = None,
     internal: bool = False,
     body_limits: Mapping[str, int] | None = None,
+    timeouts: Mapping[str, float | None] | None = None,
     security: Security | OpenAccess | None = None,
 ) -> FastAPI:
     """Return an application that opens its resources when it starts and closes them when it stops. It may start again.
 
-    Its OpenAPI document and the pages made of it (`/docs`, `/redoc`) are served outside of production only. While it
-    runs, `app.state` has `settings`, `resources`, and of these `redis` and `rabbitmq` (the publisher). Every route that
-    answers `GET` also answers `HEAD`.
+    Its OpenAPI document and the pages made of it (`/docs`, `/redoc`) are served outside of production, or as
+    `serve_docs` of the settings says. While it runs, `app.state` has `settings`, `resources`, and of these `redis` and
+    `rabbitmq` (the publisher). Every route that answers `GET` also answers `HEAD`.
 
     Args:
         settings_class: the class of the settings, which are read at each start, unless `app.state.settings` was set for
@@ -148,12 +148,14 @@ def create_app(
             something failed.
         body_limits: the limits of request bodies in bytes, by the path that a URL begins with, such as
             `{"/photos": 20 * 2**20}`; 1 MiB for all others, or the limit of `/`. Longer bodies are answered with 413.
+        timeouts: the seconds for requests, by path as well, such as `{"/reports": 120, "/events": None}`; for all
+            others `request_seconds` of the settings. None is any time, as an event stream needs that calls services.
         security: how callers prove who they are. Every route then needs a policy, `require(...)` or `public`, or the
             application does not start. `OPEN` says that everybody may call everything. None, the default, is the same
             outside of production; there an application that is not `internal` does not start without one of both.
 
     Raises:
-        DeclarationError: a body limit's path does not begin with a slash, or the limit is not positive.
+        DeclarationError: a path of a body limit or a timeout does not begin with a slash, or the value is not positive.
     """
 
     @asynccontextmanager
@@ -162,6 +164,7 @@ def create_app(
         inner = lifespan(app) if lifespan else nullcontext()
         try:
             _check_declared(security, settings, internal=internal)
+            edge.configure(settings)
             async with (
                 api_lifespan(app, settings) as resources,
                 _secured(security, settings, resources),
@@ -172,10 +175,12 @@ def create_app(
                 yield state
         finally:
             app.state.settings = None  # the next start reads them again
+            edge.reset()
 
+    edge = Edge(internal=internal, timeouts=timeouts)
     # A redirect to the path without its slash would repeat a write, at an address taken from `Host`.
     app = _Api(title=title, version=version, lifespan=with_resources, redirect_slashes=False)
-    _hide_documents(app)
+    hide_documents(app)
     app.state.settings_class = settings_class
     app.add_exception_handler(HTTPException, _answer_http_exception)
     app.add_exception_handler(RequestValidationError, _answer_invalid_request)
@@ -197,8 +202,9 @@ def create_app(
         internal=internal,
         body_limits=BodyLimits(body_limits or {}),
         streams=app.state.event_streams,
+        edge=edge,
     )
-    _add_routes(app)
+    add_own_routes(app)
     own.extend(app.router.routes)
     app.state.security, app.state.own_routes = security, own
     return app
@@ -299,57 +305,6 @@ def _check_declared(
 
 
 # ── answers ──────────────────────────────────────────────────────────────────────────────────────
-
-
-def _add_routes(app: FastAPI) -> None:
-    async def health(request: Request) -> Response:
-        resources: ServiceResources = request.app.state.resources
-        return _json(*resources.health.liveness())
-
-    async def ready(request: Request) -> Response:
-        resources: ServiceResources = request.app.state.resources
-        readiness = await resources.health.readiness()
-        is_public = _is_production(request.app)
-        return _json(
-            readiness.status_code, {"status": readiness.status} if is_public else readiness.to_dict()
-        )
-
-    async def metrics(request: Request) -> Response:
-        if _is_production(request.app):
-            raise NoRouteError("there is no such route")
-        body, content_type = render_metrics(Fields(request.scope["headers"]).listed("accept") or "")
-        return Response(body, headers={"content-type": content_type})
-
-    app.add_route("/health", health, include_in_schema=False)
-    app.add_route("/ready", ready, include_in_schema=False)
-    app.add_route("/metrics", metrics, include_in_schema=False)
-
-
-def _hide_documents(app: FastAPI) -> None:
-    """Serve the OpenAPI document and its pages outside of production only, as they tell strangers everything."""
-    hidden = {app.openapi_url, app.docs_url, app.redoc_url, app.swagger_ui_oauth2_redirect_url}
-    for route in app.router.routes:
-        if isinstance(route, Route) and route.path in hidden:
-            route.app = _outside_of_production(route.app)
-
-
-def _outside_of_production(app: ASGIApp) -> ASGIApp:
-    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        if _is_production(scope["app"]):
-            raise NoRouteError("there is no such route")
-        await app(scope, receive, send)
-
-    return serve
-
-
-def _is_production(app: FastAPI) -> bool:
-    settings: ServiceSettings | None = getattr(app.state, "settings", None)
-    return settings is not None and settings.environment == "production"
-
-
-def _json(status: int, body: object) -> Response:
-    headers = {"cache-control": "no-store"}
-    return Response(encode_json(body), status, headers=headers, media_type="application/json")
 
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:

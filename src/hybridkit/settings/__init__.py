@@ -17,6 +17,7 @@ A secret is a `SecretStr` or a `SecretUrl`. Its value comes out through `get_sec
 """
 
 from hybridkit.errors import SettingsError
+from hybridkit.settings._edge import EdgeSettings
 from hybridkit.settings._kinds import (
     ApiSettings,
     BotSettings,
@@ -38,6 +39,7 @@ __all__ = [
     "BotSettings",
     "DataClientSettings",
     "DataServiceSettings",
+    "EdgeSettings",
     "HttpUrl",
     "MongoSettings",
     "MongoUrl",

@@ -6,6 +6,7 @@ from typing import Final, Literal
 from pydantic import Field, IPvAnyNetwork, SecretStr, ValidationInfo, field_validator
 
 from hybridkit.errors import DeclarationError, MissingExtraError
+from hybridkit.settings._edge import EdgeSettings
 from hybridkit.settings._secret_url import (
     AmqpUrl,
     HttpUrl,
@@ -107,7 +108,7 @@ class DataClientSettings(ServiceSettings):
         return value
 
 
-class ApiSettings(DataClientSettings, RedisSettings, RabbitSettings):
+class ApiSettings(EdgeSettings, DataClientSettings, RedisSettings, RabbitSettings):
     """Settings of an HTTP application, by default on port 8000."""
 
 

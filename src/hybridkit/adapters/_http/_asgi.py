@@ -16,15 +16,22 @@ https://asgi.readthedocs.io/en/latest/specs/www.html
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Final, cast
 
 from prometheus_client import Histogram
 
-from hybridkit._asgi_types import ASGIApp, Message, Receive, Scope, Send
+from hybridkit._asgi_types import ASGIApp, Message, RawHeaders, Receive, Scope, Send
 from hybridkit._header_fields import Fields
-from hybridkit.adapters._http._limits import AmbiguousHeadError, BodyLimits, LimitedReceive, check_head
+from hybridkit.adapters._http._edge import Edge
+from hybridkit.adapters._http._limits import (
+    AmbiguousHeadError,
+    BodyLimits,
+    LimitedReceive,
+    check_head,
+    check_target,
+)
 from hybridkit.adapters._http._problems import is_upstream_error, problem_body, problem_headers, problem_of
 from hybridkit.adapters._http._spans import METHODS, end_request_span, request_span
 from hybridkit.context import (
@@ -34,15 +41,21 @@ from hybridkit.context import (
     RequestContext,
     bind,
     current,
+    has_noted_user,
     noting_user,
     to_http,
     with_noted_user,
 )
-from hybridkit.errors import HybridkitError, InvalidHeaderError, OutcomeUnknownError, RejectedError
+from hybridkit.errors import (
+    DeadlineExceededError,
+    HybridkitError,
+    InvalidHeaderError,
+    OutcomeUnknownError,
+    RejectedError,
+)
 from hybridkit.observability import fail_span, get_logger, is_tracing, metrics
 
 type FailureHandler = Callable[[Scope, Receive, Send, Exception], Awaitable[bool]]
-type RawHeaders = list[tuple[bytes, bytes]]
 
 PROBE_PATHS: Final = frozenset({"/health", "/ready", "/metrics"})
 
@@ -55,6 +68,9 @@ RESPONSE_COOKIES: Final = "hybridkit.response_cookies"
 RESPONSE_HEADERS: Final = "hybridkit.response_headers"
 """The key in a scope of a list of headers that the response gets, whatever kind of response it becomes."""
 
+DEADLINE_GRACE_SECONDS: Final = 0.25
+"""How long after its deadline work is cancelled: calls that end at the deadline have more precise errors."""
+
 _REQUEST_ID: Final = REQUEST_ID_HEADER.encode()
 _CONTEXT_HEADERS: Final = (REQUEST_ID_HEADER, REQUEST_TIMEOUT_HEADER)
 
@@ -62,7 +78,7 @@ _log = get_logger("hybridkit.http")
 
 
 class RequestContextMiddleware:
-    """Binds the request's context, sends its id with the response, turns errors into problems, and logs one line.
+    """Binds the request's context and deadline, adds the headers of the edge, answers errors, and logs one line.
 
     Args:
         app: the application.
@@ -70,6 +86,7 @@ class RequestContextMiddleware:
             something failed. Other callers are told only that it did.
         body_limits: the limits of request bodies; 1 MiB without them.
         streams: the registry for open event streams.
+        edge: the rules for browsers, proxies and deadlines; the defaults without it.
     """
 
     def __init__(
@@ -79,26 +96,33 @@ class RequestContextMiddleware:
         internal: bool = False,
         body_limits: BodyLimits | None = None,
         streams: "EventStreams | None" = None,
+        edge: Edge | None = None,
     ) -> None:
         self.app = app
         self.internal = internal
         self.body_limits = body_limits or BodyLimits({})
         self.streams = streams or EventStreams()
+        self.edge = edge or Edge(internal=internal)
+        # An external caller's claim to act for a user is not believed.
+        self._context_headers = (*_CONTEXT_HEADERS, USER_ID_HEADER) if internal else _CONTEXT_HEADERS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        app, fields = self.app, Fields(scope["headers"])
+        app, edge, fields = self.app, self.edge, Fields(scope["headers"])
         try:
             fields.check()
-            # An external caller's claim to act for a user is not believed.
-            context = _context_of(fields, *_CONTEXT_HEADERS, *((USER_ID_HEADER,) if self.internal else ()))
+            if edge.proxies is not None:
+                edge.proxies.apply(scope, fields)
+            if edge.cors is not None:
+                app = edge.cors.preflight(scope, fields) or app
+            context = _context_of(fields, self._context_headers, edge.seconds_for(scope["path"]))
         except InvalidHeaderError as error:
             context, app = _context_of_refused(fields), _refusing(error)
         with bind(context), noting_user():
-            cycle = _RequestCycle(scope, send, context, self)
+            cycle = _RequestCycle(scope, fields, send, context, self)
             if scope["path"] in PROBE_PATHS or not is_tracing():
                 await cycle.run(app, receive)
                 return
@@ -243,14 +267,18 @@ class _RequestCycle:
     def __init__(
         self,
         scope: Scope,
+        fields: Fields,
         send: Send,
         context: RequestContext,
         middleware: RequestContextMiddleware,
     ) -> None:
         self.scope = scope
+        self.fields = fields
         self.middleware = middleware
         self.context = context
         self._is_complete = False
+        self._is_out_of_time = False
+        self._timer: asyncio.TimerHandle | None = None
         self._response = _BufferedResponse(send)
         self._send = send
         self._task = cast("asyncio.Task[Any]", asyncio.current_task())
@@ -267,24 +295,11 @@ class _RequestCycle:
         started = time.perf_counter()
         metrics.http_server_in_flight.inc()
         try:
-            self.context.check_deadline()
-            declared_bytes = check_head(self.scope)
-            limit_bytes = self.middleware.body_limits.of(self.scope["path"])
-            limited = LimitedReceive(
-                receive, self.context, limit_bytes=limit_bytes, declared_bytes=declared_bytes
-            )
-            await app(self.scope, limited, self.send)
+            await app(self.scope, self._admitted(receive), self.send)
             await self._response.flush()
         except asyncio.CancelledError:
-            cancellations = self._task.cancelling()  # none when a task group of middleware handles it
-            if self._task in self.middleware.streams and cancellations <= 1:
-                for _ in range(cancellations):
-                    self._task.uncancel()
-                await self._send({"type": "http.response.body", "body": b""})
-                return
-            if self._response.status is None:  # the server stops, and its grace period is over
-                await self._replace(OutcomeUnknownError("the service was stopped before this was finished"))
-            raise
+            if not await self._is_ended_on_purpose():
+                raise
         except Exception as error:  # noqa: BLE001 - any error becomes a response
             if self._response.is_replaceable:
                 await self._replace(error)
@@ -293,17 +308,61 @@ class _RequestCycle:
             else:
                 await self._abort(error)
         finally:
+            if self._timer is not None:
+                self._timer.cancel()
             self.middleware.streams.discard(self._task)
             metrics.http_server_in_flight.dec()
-            with bind(with_noted_user(current())):
-                self._record(time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            if has_noted_user():
+                with bind(with_noted_user(current())):
+                    self._record(seconds)
+            else:
+                self._record(seconds)
+
+    def _admitted(self, receive: Receive) -> LimitedReceive:
+        """Check the head of the request, start the time for it, and return its body within the limits."""
+        remaining_seconds = self.context.remaining_seconds()
+        if remaining_seconds is not None:
+            self.context.check_deadline()
+            self._timer = asyncio.get_running_loop().call_later(
+                remaining_seconds + DEADLINE_GRACE_SECONDS, self._run_out_of_time
+            )
+        declared_bytes = check_head(self.scope)
+        if not self.middleware.internal:
+            check_target(self.scope)
+        limit_bytes = self.middleware.body_limits.of(self.scope["path"])
+        return LimitedReceive(receive, self.context, limit_bytes=limit_bytes, declared_bytes=declared_bytes)
+
+    async def _is_ended_on_purpose(self) -> bool:
+        """Complete the response of work that was cancelled; return whether the cancellation ends here."""
+        if self._is_out_of_time and self._task.uncancel() == 0 and self._response.status is None:
+            await self._replace(DeadlineExceededError("the time ran out before it was done"))
+            return True
+        cancellations = self._task.cancelling()  # none when a task group of middleware handles it
+        if self._task in self.middleware.streams and cancellations <= 1:
+            for _ in range(cancellations):
+                self._task.uncancel()
+            await self._send({"type": "http.response.body", "body": b""})
+            return True
+        if self._response.status is None:  # the server stops, and its grace period is over
+            await self._replace(OutcomeUnknownError("the service was stopped before this was finished"))
+        return False
+
+    def _run_out_of_time(self) -> None:
+        """Cancel work that has no response yet; a response on its way goes on, as a stream does."""
+        if self._response.status is None:
+            self._is_out_of_time = True
+            self._task.cancel()
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            if _is_event_stream(message):
+            headers = list(message.get("headers", ()))
+            _check_lines(headers)
+            own = dict(headers)
+            if own.get(b"content-type", b"").startswith(b"text/event-stream"):
                 self.middleware.streams.add(self._task)
-            headers = [*message.get("headers", ()), *self._headers]
-            message = {**message, "headers": self._cookies.onto(headers)}
+            added = self.middleware.edge.added_to(own, self.scope, self.fields, has_user=has_noted_user())
+            message = {**message, "headers": self._cookies.onto(headers + self._headers + added)}
         else:
             self._is_complete = not message.get("more_body", False)
             if self._is_complete:
@@ -337,6 +396,7 @@ class _RequestCycle:
                 "url.path": path,
                 "http.response.status_code": status,
                 "duration_ms": round(seconds * 1000, 1),
+                "client.ip": (self.scope.get("client") or ("",))[0],
             },
         )
 
@@ -367,11 +427,15 @@ def _log_failure(error: Exception, event: str, *, is_expected: bool = True) -> N
             _log.error(event, reason=f"{type(error).__name__}: {error}", **place)
 
 
-def _is_event_stream(start: Message) -> bool:
-    for name, value in start.get("headers", ()):
-        if name == b"content-type" and value.startswith(b"text/event-stream"):
-            return True
-    return False
+def _check_lines(headers: RawHeaders) -> None:
+    """Refuse a header with the end of a line in it, which would forge more headers, or a second response.
+
+    Raises:
+        ValueError: a header has a control character; no value is in the message.
+    """
+    octets = b"".join([part for field in headers for part in field])
+    if b"\n" in octets or b"\r" in octets or b"\0" in octets:
+        raise ValueError("a header of the response has a line break or a zero byte")
 
 
 async def send_response(send: Send, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
@@ -393,20 +457,24 @@ def _duration(method: str, route: str, status: int) -> Histogram:
     return metrics.http_server_duration.labels(method, route, status)
 
 
-def _context_of(fields: Fields, *names: str) -> RequestContext:
-    """Return the context that some headers carry.
+def _context_of(fields: Fields, names: Sequence[str], within_seconds: float | None = None) -> RequestContext:
+    """Return the context that some headers carry, with a deadline in that time at the latest.
 
     Raises:
         InvalidHeaderError: a header has several values, or can't be parsed.
     """
-    found = ((name, fields.single(name)) for name in names)
-    return RequestContext.from_http_headers({name: value for name, value in found if value is not None})
+    found: dict[str, str] = {}
+    for name in names:
+        value = fields.single(name)
+        if value is not None:
+            found[name] = value
+    return RequestContext.from_http_headers(found, within_seconds=within_seconds)
 
 
 def _context_of_refused(fields: Fields) -> RequestContext:
     """Return a context with the request's id, if it has a valid one, so that its sender finds the refusal."""
     try:
-        return _context_of(fields, REQUEST_ID_HEADER)
+        return _context_of(fields, [REQUEST_ID_HEADER])
     except InvalidHeaderError:
         return RequestContext()
 

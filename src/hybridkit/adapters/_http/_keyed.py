@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from hybridkit._asgi_types import ASGIApp, Message, Receive, Scope, Send
-from hybridkit.adapters._http._asgi import RawHeaders, send_response
+from hybridkit._asgi_types import ASGIApp, Message, RawHeaders, Receive, Scope, Send
+from hybridkit.adapters._http._asgi import send_response
 from hybridkit.adapters._http._identity import UNDECLARED, Declared, claim_name, request_payload
 from hybridkit.context import Claim, RequestContext, bind, current
 from hybridkit.contract import IDEMPOTENCY_KEY_HEADER, IDEMPOTENCY_REPLAYED_HEADER, parse_key

@@ -18,12 +18,15 @@ from hybridkit.errors import (
     HeadTooLargeError,
     PayloadTooLargeError,
     RejectedError,
+    UriTooLongError,
 )
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_HEAD_FIELDS: Final = 100
 _WITHOUT_HOST: Final = frozenset({"", "0.9", "1.0", "2", "3"})
 """Versions of HTTP without `Host`; from 2 on, `:authority` names the host."""
+MAX_TARGET_BYTES: Final = 8 * 1024
+"""The limit of path and query together, which common proxies have too."""
 MAX_LENGTH_DIGITS: Final = 20
 """How many digits of a length are parsed; longer numbers are beyond any limit."""
 
@@ -71,6 +74,17 @@ def check_head(scope: Mapping[str, Any]) -> int:
     return body_bytes
 
 
+def check_target(scope: Mapping[str, Any]) -> None:
+    """Refuse a URL that is too long; a data service has its own check, which knows a way out.
+
+    Raises:
+        UriTooLongError: path and query have over 8 KiB.
+    """
+    size_bytes = len(scope.get("raw_path") or scope["path"]) + len(scope["query_string"])
+    if size_bytes > MAX_TARGET_BYTES:
+        raise UriTooLongError(f"the URL has {size_bytes} bytes, {MAX_TARGET_BYTES} are allowed")
+
+
 def _check_unambiguous(scope: Mapping[str, Any], framing: Sequence[bytes]) -> None:
     is_clear = framing in ([], [b"content-length"], [b"chunked"])
     if not is_clear or (framing == [b"chunked"] and scope.get("http_version") == "1.0"):
@@ -86,6 +100,19 @@ def _check_utf8(escaped: bytes, *, part: str) -> None:
         unquote_to_bytes(escaped).decode()
     except UnicodeDecodeError:
         raise RejectedError(f"the {part} of the URL is no UTF-8") from None
+
+
+def by_segments[T](by_path: Mapping[str, T]) -> list[tuple[str, T]]:
+    """Return values by the path that a URL begins with, for `of_path`; `/` stands for all other paths."""
+    return [(path.rstrip("/"), by_path[path]) for path in sorted(by_path, key=len, reverse=True)]
+
+
+def of_path[T](values: Sequence[tuple[str, T]], path: str) -> T:
+    """Return the value whose path has the most segments of this one."""
+    for segments, value in values:
+        if not segments or path == segments or path.startswith(f"{segments}/"):
+            return value
+    raise LookupError(path)
 
 
 class BodyLimits:
@@ -105,20 +132,14 @@ class BodyLimits:
                 raise DeclarationError(
                     f"body limit {path!r}: {limit_bytes}: a path begins with `/`, a limit is positive"
                 )
-        everywhere = {"/": MAX_BODY_BYTES, **by_path}
-        longest_first = sorted(everywhere, key=len, reverse=True)
-        self._by_segments = [(path.rstrip("/"), everywhere[path]) for path in longest_first]
+        self._by_segments = by_segments({"/": MAX_BODY_BYTES, **by_path})
 
     def __repr__(self) -> str:
         return f"BodyLimits({ {path or '/': limit for path, limit in self._by_segments} })"
 
     def of(self, path: str) -> int:
         """Return the limit for a path, in bytes."""
-        return next(
-            limit
-            for segments, limit in self._by_segments
-            if path.startswith(segments) and path[len(segments) : len(segments) + 1] in ("", "/")
-        )
+        return of_path(self._by_segments, path)
 
 
 class LimitedReceive:
