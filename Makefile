@@ -5,7 +5,7 @@
 # Images for containers often set it. The tests start a thousand Pythons, and each would compile all that it imports.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help setup quick test test_lowest test_rabbitmq_3_10 lint format docs servers demo ledger relay crash_points redis_failover sending properties schemathesis
+.PHONY: help setup quick test test_lowest test_rabbitmq_3_10 lint format docs catalogues servers demo ledger relay crash_points redis_failover sending properties schemathesis
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z0-9_]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
@@ -52,6 +52,9 @@ servers: ## Build PostgreSQL, MongoDB, Redis and RabbitMQ for this machine, wher
 demo: setup ## Run the five services on real servers and drive the scenario
 	@$(MAKE) --no-print-directory servers || echo "make: no local servers were built: the demo takes what it finds"
 	@.venv/bin/python -m examples.demo
+
+catalogues: setup ## Compile hybridkit's own texts, after a change to a .po file
+	@.venv/bin/pybabel --quiet compile --domain hybridkit --directory src/hybridkit/adapters/_locales
 
 ledger: setup ## Prove that no message is lost or doubled while brokers die, freeze and restart; 10 minutes
 	@$(MAKE) --no-print-directory servers

@@ -32,6 +32,7 @@ from hybridkit.adapters._running import (
     run_process,
     start_consumers,
 )
+from hybridkit.adapters.localization import Localization, Translator, translator
 from hybridkit.context import RequestContext, current
 from hybridkit.coordination import Redis
 from hybridkit.errors import DeclarationError, MissingExtraError, UnavailableError
@@ -86,6 +87,7 @@ def run_bot(
     failure_texts: Mapping[str, str] = FAILURE_TEXTS,
     handler_seconds: float = HANDLER_SECONDS,
     on_blocked: BlockedHandler | None = None,
+    localization: Localization | None = None,
 ) -> None:
     """Handle updates until SIGTERM, then finish what runs and return. A second signal ends what runs.
 
@@ -103,6 +105,8 @@ def run_bot(
         handler_seconds: the time limit of an update's handlers; they are cancelled then, and the update is given up.
         on_blocked: an async function that is called with the id of a chat for each message that was refused because the
             user has blocked the bot; its other parameters are injected by type.
+        localization: the languages for users, of which each update gets one by its user's `language_code`, for `Texts`.
+            By default there are hybridkit's own, English and Russian.
 
     Raises:
         SystemExit: the settings are unusable, or the start failed; with code 1.
@@ -117,6 +121,7 @@ def run_bot(
             failure_texts=failure_texts,
             handler_seconds=handler_seconds,
             on_blocked=on_blocked,
+            localization=localization,
         )
         async with running as (resources, source):
             resources.started()
@@ -136,6 +141,7 @@ async def bot_lifespan(
     failure_texts: Mapping[str, str] = FAILURE_TEXTS,
     handler_seconds: float = HANDLER_SECONDS,
     on_blocked: BlockedHandler | None = None,
+    localization: Localization | None = None,
 ) -> AsyncGenerator[ServiceResources]:
     """Run the bot inside the block, as `run_bot` does, for an application with its own `main`.
 
@@ -149,6 +155,7 @@ async def bot_lifespan(
         failure_texts=failure_texts,
         handler_seconds=handler_seconds,
         on_blocked=on_blocked,
+        localization=localization,
     )
     async with running as (resources, _):
         yield resources
@@ -167,6 +174,7 @@ async def _running_bot(
     failure_texts: Mapping[str, str],
     handler_seconds: float,
     on_blocked: BlockedHandler | None,
+    localization: Localization | None,
 ) -> AsyncGenerator[tuple[ServiceResources, _Source]]:
     check_texts(failure_texts)
     if handler_seconds <= 0:
@@ -194,6 +202,7 @@ async def _running_bot(
             ChatTurns(redis),
             failure_texts=failure_texts,
             handler_seconds=handler_seconds,
+            localization=localization,
         )
         source: _Source = await resources.open(
             "updates",
@@ -309,7 +318,7 @@ class _Injection:
         data: dict[str, Any],
     ) -> Any:
         callback = data["handler"].callback
-        values = {**self._providers, RequestContext: current()}
+        values = {**self._providers, RequestContext: current(), Translator: translator()}
         given = data | self._plan(callback).arguments(values)
         try:
             return await handler(event, given)
@@ -324,7 +333,7 @@ class _Injection:
             # The first is the event; Aiogram passes others by name, with or without an annotation.
             by_name = {it.name for it in parameters if it.annotation is it.empty or it.kind in _VARIADIC}
             plan = plan_injection(callback, skip={parameters[0].name, *by_name} if parameters else ())
-            known = (*self._providers, RequestContext)
+            known = (*self._providers, RequestContext, Translator)
             wanted = tuple(want for want in plan.wanted if want.type in known)
             others = tuple(want for want in plan.wanted if want.type not in known and not want.optional)
             self._by_name[callback] = InjectionPlan(plan.owner, others)

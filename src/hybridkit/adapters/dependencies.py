@@ -12,6 +12,7 @@ of process ignore it, and accept the bare class as well.
 
 from typing import TYPE_CHECKING, Annotated, Any
 
+from hybridkit.adapters.localization import Translator, translator
 from hybridkit.clients import MongoDataClient, PostgresDataClient
 from hybridkit.context import RequestContext, current
 from hybridkit.coordination import Redis as RedisClient
@@ -21,7 +22,7 @@ from hybridkit.messaging import RobustPublisher
 if TYPE_CHECKING:
     from hybridkit.lifespan import ServiceResources
 
-__all__ = ["Context", "Mongo", "Postgres", "Publisher", "Redis"]
+__all__ = ["Context", "Mongo", "Postgres", "Publisher", "Redis", "Texts"]
 
 
 def _marker(type_: type) -> Any:
@@ -35,6 +36,8 @@ def _marker(type_: type) -> Any:
     async def provide(connection: HTTPConnection) -> object:  # a plain function would run in a thread
         if type_ is RequestContext:
             return current()
+        if type_ is Translator:
+            return translator()
         resources: ServiceResources = connection.app.state.resources
         if type_ not in resources.providers:
             raise DeclarationError(
@@ -61,3 +64,6 @@ Redis = Annotated[RedisClient, _marker(RedisClient)]
 
 Context = Annotated[RequestContext, _marker(RequestContext)]
 """The request id, user and deadline of the current request, update or message."""
+
+Texts = Annotated[Translator, _marker(Translator)]
+"""The texts in the language of the current request or update; see `hybridkit.adapters.localization`."""

@@ -32,7 +32,9 @@ from hybridkit.adapters._http._asgi import EventStreams, ProblemMiddleware, Requ
 from hybridkit.adapters._http._edge import Edge
 from hybridkit.adapters._http._head_requests import HeadMiddleware
 from hybridkit.adapters._http._keyed import IdempotencyMiddleware
+from hybridkit.adapters._http._language import RequestLanguage
 from hybridkit.adapters._http._limits import BodyLimits
+from hybridkit.adapters._http._localized import localized, validation_message
 from hybridkit.adapters._http._problems import (
     http_problem,
     json_form,
@@ -43,6 +45,7 @@ from hybridkit.adapters._http._problems import (
 from hybridkit.adapters._http._texts import TextMiddleware
 from hybridkit.adapters._running import StopSignals, open_resources, run_process
 from hybridkit.adapters._server import Server
+from hybridkit.adapters.localization import Localization, bind_translator
 from hybridkit.codec import encode_json
 from hybridkit.context import current
 from hybridkit.contract import Problem, whole_characters
@@ -131,6 +134,7 @@ def create_app(
     body_limits: Mapping[str, int] | None = None,
     timeouts: Mapping[str, float | None] | None = None,
     security: Security | OpenAccess | None = None,
+    localization: Localization | None = None,
 ) -> FastAPI:
     """Return an application that opens its resources when it starts and closes them when it stops. It may start again.
 
@@ -153,6 +157,8 @@ def create_app(
         security: how callers prove who they are. Every route then needs a policy, `require(...)` or `public`, or the
             application does not start. `OPEN` says that everybody may call everything. None, the default, is the same
             outside of production; there an application that is not `internal` does not start without one of both.
+        localization: the languages for users, of which each request gets one by its `Accept-Language`, for `Texts` and
+            for problems. By default there are hybridkit's own, English and Russian; none for an `internal` one.
 
     Raises:
         DeclarationError: a path of a body limit or a timeout does not begin with a slash, or the value is not positive.
@@ -182,6 +188,7 @@ def create_app(
     app = _Api(title=title, version=version, lifespan=with_resources, redirect_slashes=False)
     hide_documents(app)
     app.state.settings_class = settings_class
+    app.state.localization = localization or (None if internal else Localization())
     app.add_exception_handler(HTTPException, _answer_http_exception)
     app.add_exception_handler(RequestValidationError, _answer_invalid_request)
     app.add_exception_handler(ExceptionGroup, _answer_group)
@@ -218,7 +225,12 @@ class _Api(FastAPI):
         if scope["type"] == "http":
             if self.root_path:
                 scope["root_path"] = self.root_path
-            await Starlette.__call__(self, scope, receive, send)
+            localization: Localization | None = self.state.localization
+            if localization is None:
+                await Starlette.__call__(self, scope, receive, send)
+                return
+            with bind_translator(RequestLanguage(localization, scope)):
+                await Starlette.__call__(self, scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
@@ -396,7 +408,7 @@ async def _answer_invalid_request(request: Request, error: Exception) -> Respons
     found = [_field_problem(detail) for detail in error.errors()]
     invalid = InvalidRequestError("the request does not fit", errors=found)
     instance, request_id = request.url.path, current().request_id
-    problem = Problem.from_error(invalid, instance=instance, request_id=request_id)
+    problem = localized(Problem.from_error(invalid, instance=instance, request_id=request_id))
     return _problem(problem, problem_body(problem))
 
 
@@ -404,7 +416,9 @@ def _field_problem(detail: Mapping[str, Any]) -> FieldProblem:
     kind = str(detail["type"])
     if kind == "json_invalid":  # its location is a byte's, not a field's
         return FieldProblem("", kind, "the body is no JSON")
-    words = str(detail.get("msg", "")) if kind in _TELLABLE else "the value is refused"
+    if kind not in _TELLABLE:
+        return FieldProblem(_pointer(detail["loc"]), kind, "the value is refused")
+    words = validation_message(kind, detail.get("ctx") or {}, english=str(detail.get("msg", "")))
     return FieldProblem(_pointer(detail["loc"]), kind, words)
 
 

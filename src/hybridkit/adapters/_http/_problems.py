@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from pydantic_core import to_json
 
+from hybridkit.adapters._http._localized import localized
 from hybridkit.codec import decode_json, encode_json
 from hybridkit.context import current
 from hybridkit.contract import PROBLEM_MEDIA_TYPE, Problem, whole_characters
@@ -61,7 +62,7 @@ def problem_of(error: BaseException, *, instance: str, request_id: str, internal
         )
     if internal and isinstance(error, HybridkitError):
         return problem.model_copy(update={"detail": whole_characters(str(error))})
-    return problem if problem.status < 500 else problem.model_copy(update={"detail": ""})
+    return localized(problem if problem.status < 500 else problem.model_copy(update={"detail": ""}))
 
 
 def unwrapped(error: BaseException) -> BaseException:
@@ -186,6 +187,7 @@ def http_problem(status: int, detail: Any, *, instance: str) -> tuple[Problem, b
         instance=instance,
         request_id=current().request_id,
     )
+    problem = localized(problem)
     told = None if isinstance(detail, str) else json_form(detail)
     if told is None:
         return problem, problem_body(problem)

@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 
 from aiogram import Bot, Dispatcher
 from aiogram.dispatcher.event.bases import UNHANDLED, CancelHandler, SkipHandler
+from aiogram.dispatcher.middlewares.user_context import UserContextMiddleware
 from aiogram.methods import TelegramMethod
 from aiogram.types import ErrorEvent, TelegramObject, Update
 
@@ -19,6 +20,7 @@ from hybridkit.adapters._telegram._chat_turns import ChatTurns
 from hybridkit.adapters._telegram._failures import answer_failure, is_temporary
 from hybridkit.adapters._telegram._reading import chat_of
 from hybridkit.adapters._telegram._sender import BotBlockedError
+from hybridkit.adapters.localization import Localization
 from hybridkit.context import RequestContext, bind, current
 from hybridkit.errors import ClaimLostError, LockLostError, UnavailableError
 from hybridkit.idempotency import Acquired, Completed, IdempotencyGuard, InProgress, Outcome, claim_key
@@ -72,6 +74,7 @@ class UpdateRunner:
         failure_texts: the answers to users whose update is given up, by language.
         handler_seconds: the time limit of an update's handlers.
         retry: the policy for temporary errors.
+        localization: the languages for users; by default hybridkit's own.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class UpdateRunner:
         failure_texts: Mapping[str, str],
         handler_seconds: float = HANDLER_SECONDS,
         retry: Retry = RETRY,
+        localization: Localization | None = None,
     ) -> None:
         self.types = dispatcher.resolve_used_update_types()
         self._dispatcher = dispatcher
@@ -93,6 +97,7 @@ class UpdateRunner:
         self._failure_texts = failure_texts
         self._handler_seconds = handler_seconds
         self._retry = retry
+        self._localization = localization or Localization()
         self._abandoned = TaskSet()
 
     def __repr__(self) -> str:
@@ -109,7 +114,9 @@ class UpdateRunner:
             turn_seconds: how long to wait for another replica that handles the update's chat.
         """
         started = time.perf_counter()
-        with bind(RequestContext()), _span_of(update):
+        user = UserContextMiddleware.resolve_event_context(update).user
+        speaking = self._localization.speaking(None if user is None else user.language_code)
+        with bind(RequestContext()), speaking, _span_of(update):
             outcome = await self._run_in_turn(update, stopping, turn_seconds)
             if outcome is None:
                 return False
