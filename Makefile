@@ -77,6 +77,10 @@ sending: setup ## Prove that two processes of a bot together keep Telegram's lim
 	@$(MAKE) --no-print-directory servers
 	@.venv/bin/python -m tests.proofs.sending
 
+ecs: setup ## Prove that a strict index of OpenSearch accepts every log line of the five services; needs Java and Maven; 2 minutes
+	@$(MAKE) --no-print-directory servers || echo "make: no local servers were built: the demo takes what it finds"
+	@.venv/bin/python -m tests.proofs.ecs
+
 properties: setup ## Run the property tests with twenty times the examples of make test; 10 minutes
 	@.venv/bin/pytest tests/unit tests/contract -m hypothesis --hypothesis-profile thorough -n 2 --timeout 3600 -o faulthandler_timeout=0
 

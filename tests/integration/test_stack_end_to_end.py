@@ -14,6 +14,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from examples.demo.stack import SERVICES
 from hybridkit.dev._processes._process import ProcessId, descendants, find_process
 from tests.helpers.collector import Collector, text_of
+from tests.helpers.ecs import lines_of, refusals
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,10 +47,15 @@ async def start_demo(environment: dict[str, str], *arguments: str) -> asyncio.su
 async def test_what_arrives_once_or_twice_happens_once_in_all_five_services(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """Every check of the demo holds on real servers, and a registration is one trace over all services."""
+    """Every check of the demo holds on real servers, and a registration is one trace over all services.
+
+    Every line of their logs fits a strict index of the Elastic Common Schema.
+    """
     with Collector() as collector:
         environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector.url
-        demo = await start_demo(environment, "--report", str(tmp_path / "report.json"))
+        demo = await start_demo(
+            environment, "--report", str(tmp_path / "report.json"), "--logs", str(tmp_path)
+        )
         output, _ = await demo.communicate()
         spans = collector.spans()
     assert demo.returncode == 0, output.decode()
@@ -76,6 +82,10 @@ async def test_what_arrives_once_or_twice_happens_once_in_all_five_services(
     ]
     assert any("db_mongo_service" in line and "PUT /v1/user_stats/" in line for line in report["story"])
     check_trace_of_registration(spans)
+    for service in SERVICES:
+        lines = list(lines_of(tmp_path / f"{service}.log"))
+        assert {line["service.name"] for line in lines} == {service}
+        assert [refusal for line in lines for refusal in refusals(line)] == []
 
 
 def check_trace_of_registration(spans: list[tuple[str, Span]]) -> None:

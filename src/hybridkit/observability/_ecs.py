@@ -12,12 +12,9 @@ from typing import Any, Final, Literal, cast
 
 ECS_VERSION: Final = "8.17.0"
 
-type EcsType = Literal[
-    "boolean", "date", "float", "ip", "keyword", "long", "match_only_text", "object", "wildcard"
-]
+type EcsType = Literal["date", "float", "ip", "keyword", "long", "match_only_text", "object", "wildcard"]
 
 _NAMES: Final[dict[EcsType, str]] = {
-    "boolean": "process.interactive",
     "date": "@timestamp event.created event.end event.ingested event.start process.start process.end",
     "float": "event.risk_score event.risk_score_norm",
     "ip": "client.ip destination.ip host.ip server.ip source.ip client.nat.ip source.nat.ip",
@@ -54,7 +51,7 @@ _NAMES: Final[dict[EcsType, str]] = {
         process.args process.entity_id process.executable process.name process.thread.name process.title
         process.working_directory
         server.address server.domain server.mac service.address service.environment service.ephemeral_id service.id
-        service.name service.node.name service.node.role service.state service.type service.version
+        service.name service.node.name service.state service.type service.version
         source.address source.domain source.mac source.user.id source.user.name
         span.id trace.id transaction.id
         url.domain url.extension url.fragment url.password url.query url.registered_domain url.scheme url.subdomain
@@ -91,8 +88,6 @@ def fits(name: str, value: object) -> bool:
             return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
         case "float":
             return isinstance(value, int | float) and not isinstance(value, bool)
-        case "boolean":
-            return isinstance(value, bool)
         case "date":
             return isinstance(value, datetime) or (isinstance(value, str) and _is_date(value))
         case "ip":

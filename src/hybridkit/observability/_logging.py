@@ -249,23 +249,24 @@ def _json_renderer(settings: ServiceSettings) -> _Render:
     }
 
     def render(name: str, level: str, event: dict[str, Any]) -> bytes:
+        message = event.pop("event", "")
         line: dict[str, Any] = {
             "@timestamp": _timestamp(),
             "log.level": level,
-            "message": event.pop("event", ""),
+            "message": message if isinstance(message, str) else printable(message),
             **constant,
             "log.logger": name,
         }
-        if "request_id" in event:
-            line["http.request.id"] = event["request_id"]
-        if "user_id" in event:
-            line["user.id"] = event["user_id"]
+        if isinstance(request_id := event.get("request_id"), str):
+            line["http.request.id"] = request_id
+        if isinstance(user_id := event.get("user_id"), str):
+            line["user.id"] = user_id
         error = event.pop("exc_info")
         stack = event.pop("stack", None)
         if error is not None:
             line |= _error_fields(error)
         elif stack is not None:
-            line["error.stack_trace"] = stack
+            line["error.stack_trace"] = printable(stack)
         if event:
             _add_others(line, event)
         return orjson.dumps(line, default=printable, option=_JSON_OPTIONS)
@@ -288,7 +289,7 @@ def _add_others(line: dict[str, Any], event: dict[str, Any]) -> None:
             if name not in line and fits(name, part):
                 line[name] = part
             else:
-                labels[name.removeprefix("labels.").replace(".", "_")] = _label(part)
+                labels[name.removeprefix("labels.").replace(".", "_").strip() or "_"] = _label(part)
     if labels:
         line["labels"] = labels
 
