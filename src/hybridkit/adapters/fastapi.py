@@ -85,6 +85,7 @@ try:
     )
     from hybridkit.adapters._http._web_sessions import SessionCookies, WebSession
     from hybridkit.adapters._security._documents import describe_security
+    from hybridkit.adapters._security._login import login_routes
     from hybridkit.adapters._security._middleware import SecurityMiddleware
     from hybridkit.adapters._security._routes import check_policies
 except ImportError:
@@ -98,6 +99,7 @@ __all__ = [
     "WebSession",
     "api_lifespan",
     "create_app",
+    "login_routes",
     "rate_limited",
     "require_idempotency_key",
     "run_api",

@@ -45,6 +45,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from hybridkit.dataservice._mongo._collection import DocumentCollection as DocumentCollection
     from hybridkit.dataservice._mongo._collection import DocumentIndex as DocumentIndex
+    from hybridkit.dataservice._postgres._columns import LoginSessionColumns as LoginSessionColumns
     from hybridkit.dataservice._postgres._columns import RecordColumns as RecordColumns
     from hybridkit.dataservice._postgres._columns import SoftDeleteColumns as SoftDeleteColumns
     from hybridkit.dataservice._postgres._schema import migrate as migrate
@@ -58,6 +59,7 @@ __all__ = [
     "DocumentIndex",
     "EventSink",
     "Grant",
+    "LoginSessionColumns",
     "OutboxEntries",
     "OutboxEntry",
     "RecordColumns",
@@ -72,6 +74,7 @@ __all__ = [
 _HOMES = {
     "DocumentCollection": ("_mongo._collection", "mongo"),
     "DocumentIndex": ("_mongo._collection", "mongo"),
+    "LoginSessionColumns": ("_postgres._columns", "postgres"),
     "RecordColumns": ("_postgres._columns", "postgres"),
     "SoftDeleteColumns": ("_postgres._columns", "postgres"),
     "migrate": ("_postgres._schema", "postgres"),

@@ -33,8 +33,18 @@ from hybridkit.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from hybridkit.security._access_tokens import AccessTokens
+    from hybridkit.security._accounts import Account, Accounts
     from hybridkit.security._keys import KeyRing
+    from hybridkit.security._login_sessions import (
+        LOGIN_SESSIONS,
+        DataSessions,
+        LoginSession,
+        LoginSessions,
+        SessionRules,
+        SessionStore,
+    )
     from hybridkit.security._openid import OpenIdIssuer
+    from hybridkit.security._passwords import PasswordCheck, Passwords
     from hybridkit.security._policies import CurrentPrincipal, OptionalPrincipal, public, require
     from hybridkit.security._principal import Principal
     from hybridkit.security._revocations import Revocations
@@ -42,25 +52,45 @@ if TYPE_CHECKING:
     from hybridkit.security._service_tokens import ServiceTokenIssuer, ServiceTokenVerifier
 
 __all__ = [
+    "LOGIN_SESSIONS",
     "OPEN",
     "AccessTokens",
+    "Account",
+    "Accounts",
     "Authenticator",
     "CurrentPrincipal",
+    "DataSessions",
     "KeyRing",
+    "LoginSession",
+    "LoginSessions",
     "OpenAccess",
     "OpenIdIssuer",
     "OptionalPrincipal",
+    "PasswordCheck",
+    "Passwords",
     "Principal",
     "Revocations",
     "Security",
     "SecurityStart",
     "ServiceTokenIssuer",
     "ServiceTokenVerifier",
+    "SessionRules",
+    "SessionStore",
     "public",
     "require",
 ]
 
 _HOMES = {
+    "Passwords": "_passwords",
+    "PasswordCheck": "_passwords",
+    "SessionStore": "_login_sessions",
+    "SessionRules": "_login_sessions",
+    "LoginSessions": "_login_sessions",
+    "LoginSession": "_login_sessions",
+    "LOGIN_SESSIONS": "_login_sessions",
+    "DataSessions": "_login_sessions",
+    "Accounts": "_accounts",
+    "Account": "_accounts",
     "SecurityStart": "_security",
     "Revocations": "_revocations",
     "OpenIdIssuer": "_openid",

@@ -67,10 +67,10 @@ async def caller_of(request: Request) -> str:
     user = principal(request.scope, internal=False)
     if user is not None:
         return f"user.{user}"
-    return "address." + (_network_of(request.client.host) if request.client else "unknown")
+    return "address." + (network_of(request.client.host) if request.client else "unknown")
 
 
-def _network_of(host: str) -> str:
+def network_of(host: str) -> str:
     """Return an address, or of an IPv6 address its network of 64 bits: one customer has at least as many."""
     try:
         address = ip_address(host)

@@ -22,6 +22,7 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
+    String,
     Table,
     Text,
     Uuid,
@@ -77,6 +78,30 @@ class SoftDeleteColumns:
     """
 
     deleted_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True), sort_order=5)
+
+
+class LoginSessionColumns(RecordColumns):
+    """The columns of a table for `hybridkit.security.LOGIN_SESSIONS`, with those of `RecordColumns`.
+
+    Attributes:
+        user_id: the user who has signed in.
+        family_key: the key of the session's tokens.
+        token_hash: the hash of the present token.
+        previous_hash: the hash of the token before.
+        salt: the random number of the last rotation.
+        rotated_at: the time of the last rotation.
+        expires_at: the end of the session.
+        label: the device.
+    """
+
+    user_id: Mapped[str] = mapped_column(String(), index=True)
+    family_key: Mapped[str] = mapped_column(String())
+    token_hash: Mapped[str] = mapped_column(String())
+    previous_hash: Mapped[str] = mapped_column(String(), server_default=text("''"))
+    salt: Mapped[str] = mapped_column(String(), server_default=text("''"))
+    rotated_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), index=True)
+    label: Mapped[str] = mapped_column(String(), server_default=text("''"))
 
 
 ORDERING_KEY: Final = "COALESCE(key, event_id::text)"
