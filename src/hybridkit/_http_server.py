@@ -105,13 +105,18 @@ class HttpServer:
     def __repr__(self) -> str:
         return f"HttpServer({self._name!r}, connections={len(self._connections)})"
 
-    async def listen(self, host: str, port: int) -> int:
+    async def listen(self, host: str, port: int, *, is_shared: bool = False) -> int:
         """Listen on that address, and return the port: a free one for 0.
+
+        Args:
+            host: the address.
+            port: the port.
+            is_shared: whether other processes may listen there too, each for a part of the connections.
 
         Raises:
             OSError: the port is taken, or may not be used.
         """
-        self._server = await asyncio.start_server(self._accept, host, port)
+        self._server = await asyncio.start_server(self._accept, host, port, reuse_port=is_shared or None)
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound
 

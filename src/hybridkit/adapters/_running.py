@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
+from enum import Enum, auto
 from functools import partial
 from typing import Any, Final, Literal, NewType, Self, cast, get_origin
 
@@ -53,6 +54,14 @@ type Kind = Literal["fastapi", "aiogram", "worker"]
 
 type Lifespan = Callable[[ServiceResources], AbstractAsyncContextManager[Mapping[Any, object] | None]]
 """An application's own context manager; it may yield values for its handlers, by type."""
+
+
+class Management(Enum):
+    """The management port of a process: its own, or one that the workers of an application share."""
+
+    OWN = auto()
+    SHARED = auto()
+
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 UNREADY_SECONDS: Final = 5.0
@@ -102,7 +111,7 @@ async def open_resources(
     settings: ServiceSettings,
     *,
     when_down: RedisDown = RedisDown.DURABLE,
-    has_management_port: bool = True,
+    management: Management | None = Management.OWN,
 ) -> AsyncGenerator[ServiceResources]:
     """Open everything that the settings name, and provide it by type inside the block.
 
@@ -113,7 +122,7 @@ async def open_resources(
         kind: the kind of process.
         settings: their base classes say what is needed: `RedisSettings`, `RabbitSettings`, `DataClientSettings`.
         when_down: what the idempotency guard does while Redis is down.
-        has_management_port: whether to listen on the management port, which is open for as long as anything is.
+        management: whether to listen on the management port, which is open for as long as anything is.
     """
     with one_kind(kind):
         tracing = configure_tracing(settings)
@@ -130,8 +139,11 @@ async def open_resources(
             for type_ in type(settings).__mro__:
                 if issubclass(type_, ServiceSettings):
                     resources.provide(type_, settings)
-            if has_management_port:
-                await resources.open("management", lambda: _management_server(settings, resources.health))
+            if management is not None:
+                is_shared = management is Management.SHARED
+                await resources.open(
+                    "management", lambda: _management_server(settings, resources.health, is_shared=is_shared)
+                )
             if dependencies := list(_dependencies(kind, settings)):
                 await resources.open_together(*dependencies)
             redis = resources.providers.get(Redis)
@@ -153,13 +165,14 @@ async def _for_declarations(redis: Redis, settings: ServiceSettings) -> AsyncGen
         yield
 
 
-def _management_server(settings: ServiceSettings, health: Health) -> HealthServer:
+def _management_server(settings: ServiceSettings, health: Health, *, is_shared: bool) -> HealthServer:
     return HealthServer(
         health,
         port=settings.management_port,
         host=settings.management_host,
         metrics=render_metrics,
         stacks=render_stacks if settings.environment == "development" else None,
+        is_shared=is_shared,
     )
 
 
@@ -341,22 +354,28 @@ class StopSignals:
         self._resources: ServiceResources | None = None
 
     def __repr__(self) -> str:
-        return f"StopSignals(asked={self.asked.is_set()}, started={self._resources is not None})"
+        return f"StopSignals(asked={self.asked.is_set()}, started={self.has_started})"
 
     def __enter__(self) -> Self:
         for number in SIGNALS:
-            asyncio.get_running_loop().add_signal_handler(number, self._receive, number)
+            asyncio.get_running_loop().add_signal_handler(number, self.receive, number)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number in SIGNALS:
             asyncio.get_running_loop().remove_signal_handler(number)
 
+    @property
+    def has_started(self) -> bool:
+        """Whether the phase of the start has ended."""
+        return self._resources is not None
+
     def started(self, resources: ServiceResources) -> None:
         """End the phase of the start: from now on a signal stops these resources in order."""
         self._resources = resources
 
-    def _receive(self, number: signal.Signals) -> None:
+    def receive(self, number: signal.Signals) -> None:
+        """Act on a signal, also one that another process manager has its own way to send."""
         _log.info("signal received", signal=number.name)
         if self._resources is None:
             if self._task is not None:

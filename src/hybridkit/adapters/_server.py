@@ -12,6 +12,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, cast
 
+from hybridkit.adapters._running import Management
 from hybridkit.errors import MissingExtraError
 
 try:
@@ -39,6 +40,31 @@ CHECK_SECONDS: Final = 1.0
 """The interval of the checks for slow clients."""
 
 
+async def serve(
+    app: "FastAPI",
+    settings: "ServiceSettings",
+    stop: "StopSignals",
+    *,
+    management: Management = Management.OWN,
+    sockets: list[socket.socket] | None = None,
+    max_requests: int | None = None,
+) -> None:
+    """Start an application of `create_app`, and serve it until it is asked to stop.
+
+    Args:
+        app: the application.
+        settings: its settings.
+        stop: says when to stop, and when to hurry.
+        management: whose the management port is.
+        sockets: where to listen; None listens at the settings' host and port.
+        max_requests: the number of requests after which to stop; None for no end.
+    """
+    app.state.settings, app.state.management = settings, management
+    async with app.router.lifespan_context(app):
+        stop.started(app.state.resources)
+        await Server(app, settings, stop, max_requests=max_requests).serve(sockets)
+
+
 class Server(uvicorn.Server):
     """Serves an application until it is asked to stop.
 
@@ -48,9 +74,17 @@ class Server(uvicorn.Server):
         app: an application of `create_app` whose lifespan has been entered.
         settings: host, port, and the time for a stop.
         stop: says when to stop, and when to hurry.
+        max_requests: the number of requests after which to stop; None for no end.
     """
 
-    def __init__(self, app: "FastAPI", settings: "ServiceSettings", stop: "StopSignals") -> None:
+    def __init__(
+        self,
+        app: "FastAPI",
+        settings: "ServiceSettings",
+        stop: "StopSignals",
+        *,
+        max_requests: int | None = None,
+    ) -> None:
         self._resources: ServiceResources = app.state.resources
         self._streams: EventStreams = app.state.event_streams
         self._stop = stop
@@ -66,6 +100,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,  # its reading of lists believes more than the settings say
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                limit_max_requests=max_requests,
                 timeout_graceful_shutdown=max(int(settings.shutdown_seconds * DRAIN_SHARE), 1),
             )
         )

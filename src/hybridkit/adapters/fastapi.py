@@ -20,6 +20,7 @@ in production only `/health` and the bare status of `/ready`.
 import re
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from functools import partial
 from http.client import responses
 from inspect import iscoroutinefunction
 from typing import Any, Final, cast, get_args
@@ -43,8 +44,8 @@ from hybridkit.adapters._http._problems import (
     unwrapped,
 )
 from hybridkit.adapters._http._texts import TextMiddleware
-from hybridkit.adapters._running import StopSignals, open_resources, run_process
-from hybridkit.adapters._server import Server
+from hybridkit.adapters._running import open_resources, run_process
+from hybridkit.adapters._server import serve
 from hybridkit.adapters.localization import Localization, bind_translator
 from hybridkit.codec import encode_json
 from hybridkit.context import current
@@ -265,8 +266,8 @@ async def api_lifespan(app: FastAPI, settings: ServiceSettings) -> AsyncGenerato
         app: the application; its `state` gets the resources.
         settings: the settings, which decide what is opened.
     """
-    has_management_port = getattr(app.state, "has_management_port", False)
-    async with open_resources("fastapi", settings, has_management_port=has_management_port) as resources:
+    management = getattr(app.state, "management", None)
+    async with open_resources("fastapi", settings, management=management) as resources:
         app.state.settings = settings
         app.state.resources = resources
         app.state.redis = resources.providers.get(Redis)
@@ -274,24 +275,26 @@ async def api_lifespan(app: FastAPI, settings: ServiceSettings) -> AsyncGenerato
         yield resources
 
 
-def run_api(app: FastAPI) -> None:
+def run_api(app: FastAPI, *, workers: int = 1) -> None:
     """Serve an application of `create_app` until SIGTERM, then finish what runs and return.
 
     A second signal ends what still runs. The application works under other ASGI servers too; they lack readiness that
     turns red before the socket closes, and exit code 0.
 
+    Args:
+        app: the application.
+        workers: the number of processes that serve it, at best one per core. More than one run under Gunicorn, which
+            needs the extra `gunicorn`; see `hybridkit.adapters.gunicorn`.
+
     Raises:
-        SystemExit: the settings are unusable, or the start failed; with code 1.
+        SystemExit: the settings are unusable, or the start failed; with code 1, of several workers 3.
     """
+    if workers > 1:
+        from hybridkit.adapters.gunicorn import run_workers  # noqa: PLC0415 - an extra
 
-    async def serve(settings: ServiceSettings, stop: StopSignals) -> None:
-        app.state.settings = settings
-        app.state.has_management_port = True
-        async with app.router.lifespan_context(app):
-            stop.started(app.state.resources)
-            await Server(app, settings, stop).serve()
-
-    run_process(app.state.settings_class, serve)
+        run_workers(app, workers)
+    else:
+        run_process(app.state.settings_class, partial(serve, app))
 
 
 def _secured(

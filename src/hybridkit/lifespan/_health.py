@@ -222,6 +222,7 @@ class HealthServer:
         host: the address to listen on; a container needs `0.0.0.0`.
         metrics: renders the metrics, such as `observability.render_metrics`; without it `/metrics` is not found.
         stacks: renders what every thread and task does now; without it `/debug/stacks` is not found.
+        is_shared: whether the other workers of an application listen there too; each answers for itself.
 
     Attributes:
         port: the port that it listens on, once entered.
@@ -235,8 +236,10 @@ class HealthServer:
         host: str = "127.0.0.1",
         metrics: RenderMetrics | None = None,
         stacks: Callable[[], str] | None = None,
+        is_shared: bool = False,
     ) -> None:
         self.port = port
+        self._is_shared = is_shared
         self._health = health
         self._host = host
         self._metrics = metrics
@@ -256,7 +259,7 @@ class HealthServer:
         Raises:
             OSError: the port is taken, or may not be used.
         """
-        self.port = await self._server.listen(self._host, self.port)
+        self.port = await self._server.listen(self._host, self.port, is_shared=self._is_shared)
         return self
 
     async def __aexit__(self, *_: object) -> None:

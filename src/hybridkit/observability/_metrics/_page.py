@@ -3,11 +3,13 @@
 import os
 from collections.abc import Iterable
 from itertools import chain
+from pathlib import Path
 
 from prometheus_client import REGISTRY, CollectorRegistry, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from hybridkit._worker_metrics import VARIABLE, being_read
 from hybridkit.observability._metrics._declare import registry
 
 
@@ -28,8 +30,9 @@ def render_metrics(accept: str = "") -> tuple[bytes, str]:
         accept: the request's `Accept` header; OpenMetrics where it asks for it, the classic text form otherwise.
     """
     encode, content_type = choose_encoder(accept)
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+    if VARIABLE not in os.environ:
         return encode(_Together()), content_type
     shared = CollectorRegistry()
     MultiProcessCollector(shared)  # type: ignore[no-untyped-call] # has no annotations
-    return encode(shared), content_type
+    with being_read(Path(os.environ[VARIABLE])):
+        return encode(shared), content_type
