@@ -77,7 +77,12 @@ try:
 
     from hybridkit.adapters._http._keyed_routes import claims_after_dependencies, is_routed, reads_body
     from hybridkit.adapters._http._own_routes import add_own_routes, hide_documents
-    from hybridkit.adapters._http._rate_limits import document_limits, rate_limited
+    from hybridkit.adapters._http._rate_limits import (
+        LimitMiddleware,
+        default_limiter,
+        document_limits,
+        rate_limited,
+    )
     from hybridkit.adapters._http._required_key import (
         IdempotencyKey,
         describe_required_keys,
@@ -180,10 +185,11 @@ def create_app(
                 inner as state,
             ):
                 check_policies(app, security, own)
+                app.state.limiter = default_limiter(settings, resources.providers.get(Redis))
                 resources.started()
                 yield state
         finally:
-            app.state.settings = None  # the next start reads them again
+            app.state.settings = app.state.limiter = None  # the next start reads them again
             edge.reset()
 
     edge = Edge(internal=internal, timeouts=timeouts)
@@ -202,8 +208,11 @@ def create_app(
         IdempotencyMiddleware, guard=_guard_of, claims_inside=claims_after_dependencies, internal=internal
     )
     own: list[Any] = []
+    if not internal:
+        app.add_middleware(LimitMiddleware)
     if isinstance(security, Security):
         app.add_middleware(SecurityMiddleware, security=security, own=own)
+        app.add_middleware(LimitMiddleware, counts_refusals=True)
     app.add_middleware(ProblemMiddleware, internal=internal, handle_failure=_handle_failure)
     app.state.event_streams = EventStreams()
     app.add_middleware(ExceptionMiddleware, handlers=dict(app.exception_handlers))

@@ -40,6 +40,8 @@ class EdgeSettings(ServiceSettings):
             `X-Forwarded-For` and `X-Forwarded-Proto` are believed.
         proxy_hops: in place of addresses, the number of proxies that every request passes; only where nobody reaches
             the port in another way.
+        rate_limit: the requests of each caller, over all routes, such as `600/minute;burst=100`; needs Redis. None
+            counts those of `rate_limited` routes only.
         request_seconds: the time for a request, unless its caller waits less or `create_app(timeouts=)` says otherwise.
         serve_docs: whether `/openapi.json`, `/docs` and `/redoc` are served; None for outside of production only.
     """
@@ -49,6 +51,7 @@ class EdgeSettings(ServiceSettings):
     cors_origins: tuple[str, ...] = ()
     trusted_proxies: tuple[_Network, ...] = ()
     proxy_hops: int = Field(default=0, ge=0, le=10)
+    rate_limit: str | None = None
     request_seconds: float = Field(default=30.0, gt=0)
     serve_docs: bool | None = None
 

@@ -4,18 +4,20 @@ https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Annotated, Any, Final, cast
 from weakref import WeakSet
 
 from fastapi import Depends, Request
 
-from hybridkit.adapters._http._asgi import RESPONSE_HEADERS
+from hybridkit._asgi_types import ASGIApp, Receive, Scope, Send
+from hybridkit.adapters._http._asgi import PROBE_PATHS, RESPONSE_HEADERS
 from hybridkit.adapters._http._identity import principal
 from hybridkit.contract import PROBLEM_MEDIA_TYPE
 from hybridkit.coordination import LimitDecision, Rate, RateLimiter, Redis
-from hybridkit.errors import DeclarationError, RateLimitedError
+from hybridkit.errors import DeclarationError, RateLimitedError, SettingsError, UnauthenticatedError
+from hybridkit.settings import EdgeSettings, ServiceSettings
 
 TOO_MANY_REQUESTS: Final[Mapping[str, Any]] = {
     "description": "Too many requests; the same one is let through after `Retry-After`.",
@@ -64,10 +66,15 @@ async def caller_of(request: Request) -> str:
 
     Credentials that nobody has verified do not count: whoever makes up a new one for each request would be let through.
     """
-    user = principal(request.scope, internal=False)
+    return _caller_in(request.scope)
+
+
+def _caller_in(scope: Scope) -> str:
+    user = principal(scope, internal=False)
     if user is not None:
         return f"user.{user}"
-    return "address." + (network_of(request.client.host) if request.client else "unknown")
+    client: tuple[str, int] | None = scope.get("client")
+    return "address." + (network_of(client[0]) if client else "unknown")
 
 
 def network_of(host: str) -> str:
@@ -127,16 +134,89 @@ def rate_limited(
             made[:] = [(redis, RateLimiter(name, limits, redis=redis, replicas=replicas))]
         limiter = made[0][1]
         keys = [str(caller) if each == "caller" else "all" for each in rates]
-        decision = await limiter.check(*keys, cost=cost)
-        request.scope.get(RESPONSE_HEADERS, []).extend(_headers(limiter.policies, decision))
-        if not decision.allowed:
-            raise RateLimitedError(
-                f"the limit {decision.policy} of {decision.limit} is reached",
-                retry_after_seconds=decision.retry_after_seconds,
-            )
+        await _count(limiter, request.scope, keys, cost=cost)
 
     _checks.add(check_rate)
     return Depends(check_rate)
+
+
+async def _count(limiter: RateLimiter, scope: Scope, keys: Sequence[str], *, cost: int = 1) -> None:
+    """Take a request off its limits, and let its response say what is left.
+
+    Raises:
+        RateLimitedError: a limit is reached.
+    """
+    decision = await limiter.check(*keys, cost=cost)
+    scope.get(RESPONSE_HEADERS, []).extend(_headers(limiter.policies, decision))
+    if not decision.allowed:
+        raise RateLimitedError(
+            f"the limit {decision.policy} of {decision.limit} is reached",
+            retry_after_seconds=decision.retry_after_seconds,
+        )
+
+
+def default_limiter(settings: ServiceSettings, redis: object) -> RateLimiter | None:
+    """Return the limiter of every caller's requests, or None where the settings name no rate.
+
+    Args:
+        settings: the settings of a start.
+        redis: the application's Redis; anything else for none.
+
+    Raises:
+        SettingsError: the rate can't be read, or there is no Redis to count in.
+    """
+    text = settings.rate_limit if isinstance(settings, EdgeSettings) else None
+    if text is None:
+        return None
+    try:
+        rate = Rate.parse(text)
+    except DeclarationError as error:
+        raise SettingsError(
+            "the limit of requests can't be kept:", problems=[f"RATE_LIMIT: {error}"]
+        ) from None
+    if not isinstance(redis, Redis):
+        raise SettingsError(
+            "the limit of requests can't be kept:",
+            problems=["RATE_LIMIT: needs Redis: the application's settings have to be RedisSettings too"],
+        )
+    return RateLimiter("requests", rate, redis=redis)
+
+
+class LimitMiddleware:
+    """Counts each request of a caller by the limit of the settings.
+
+    It stands on both sides of the check of who calls: inside to count for the user, and outside for the address of
+    whoever tries credentials that are not good.
+
+    Args:
+        app: the application.
+        counts_refusals: whether it stands outside, and counts only requests that are refused as not authenticated.
+    """
+
+    def __init__(self, app: ASGIApp, *, counts_refusals: bool = False) -> None:
+        self.app = app
+        self.counts_refusals = counts_refusals
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request.
+
+        Raises:
+            RateLimitedError: the caller has reached the limit.
+        """
+        limiter: RateLimiter | None = None
+        if scope["type"] == "http" and scope["path"] not in PROBE_PATHS:
+            limiter = getattr(scope["app"].state, "limiter", None)
+        if limiter is None:
+            await self.app(scope, receive, send)
+        elif not self.counts_refusals:
+            await _count(limiter, scope, [_caller_in(scope)])
+            await self.app(scope, receive, send)
+        else:
+            try:
+                await self.app(scope, receive, send)
+            except UnauthenticatedError:
+                await _count(limiter, scope, [_caller_in(scope)])
+                raise
 
 
 def document_limits(routes: Iterable[Any]) -> None:
