@@ -26,6 +26,10 @@ GROUPS: Final = {
         "hybridkit.cli._events",
         "Export the schemas of events and commands, and check them against a release.",
     ),
+    "jobs": (
+        "hybridkit.cli._jobs",
+        "Show when jobs have run and will run, and have one run now.",
+    ),
     "outbox": (
         "hybridkit.cli._outbox",
         "List what a data service has not published, and have it tried again.",

@@ -270,7 +270,8 @@ class DataTransaction:
         if delay_seconds is not None:
             if not_before is not None or not 0 <= delay_seconds <= MAX_DELAY_SECONDS:
                 raise MisuseError(
-                    f"emit takes not_before, or delay_seconds of 0 to {MAX_DELAY_SECONDS:.0f}, not {delay_seconds}"
+                    f"emit takes not_before, which may be any time, or delay_seconds of 0 to {MAX_DELAY_SECONDS:.0f},"
+                    f" not {delay_seconds}"
                 )
             not_before = now() + timedelta(seconds=delay_seconds)
         emission = Emission.of(

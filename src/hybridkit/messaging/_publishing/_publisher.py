@@ -256,9 +256,10 @@ class RobustPublisher:
 
         Args:
             command: the command to send.
-            delay_seconds: the least time until it is delivered; rounded up to whole seconds, at most 36 h. With a delay
-                the receipt confirms that a delay queue has the command: where its own queue is missing at the end, it
-                is left in `hk.unrouted`.
+            delay_seconds: the least time until it is delivered; rounded up to whole seconds, at most 36 h: beyond that,
+                `emit` the command with `not_before` in a transaction of a data client. With a delay the receipt
+                confirms that a delay queue has the command: where its own queue is missing at the end, it is left in
+                `hk.unrouted`.
         """
         exchange, routing_key = (
             delay_route(delay_seconds, command.queue) if delay_seconds else ("", command.queue)

@@ -210,7 +210,11 @@ def delay_route(seconds: float, queue: str) -> tuple[str, str]:
         DeclarationError: the delay is not between 0 and 36 h.
     """
     if not 0 <= seconds <= MAX_DELAY_SECONDS:
-        raise DeclarationError(f"a delay is at least 0 and at most {MAX_DELAY_SECONDS} s, not {seconds}")
+        raise DeclarationError(
+            f"a delay is at least 0 and at most {MAX_DELAY_SECONDS} s (36 h), not {seconds}: the broker keeps nothing"
+            " longer. A data service does: in a transaction of its client, `tx.emit(command, not_before=...)` takes any"
+            " time"
+        )
     whole = max(math.ceil(seconds), 1)
     bits = format(whole, f"0{DELAY_LEVELS}b")
     return _level_name(whole.bit_length() - 1), ".".join(bits) + "." + queue
