@@ -4,6 +4,7 @@ import gc
 import sys
 from collections.abc import Generator, Iterator, MutableMapping
 from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -71,6 +72,15 @@ def logs(_logs_unconfigured: None) -> Iterator[list[MutableMapping[str, Any]]]:
     """What is logged, instead of writing it out: a stack for each failing handler takes longer than the test."""
     with capture_logs() as written:
         yield written
+
+
+@pytest.fixture
+def reported(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
+    """The errors that are reported, instead of sending them to Sentry."""
+    noted: list[BaseException] = []
+    reporter = SimpleNamespace(report=noted.append)
+    monkeypatch.setattr("hybridkit.observability._error_reports._open", [reporter])
+    return noted
 
 
 @pytest.fixture

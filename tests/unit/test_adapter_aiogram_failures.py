@@ -295,9 +295,15 @@ def failing(error: BaseException) -> Dispatcher:
     [(ValueError("a mistake"), 1, "error"), (UnavailableError("down"), 3, "given_up")],
 )
 async def test_what_is_given_up_is_answered_in_the_persons_language_with_the_request_id(
-    world: World, lines: list[Any], error: Exception, runs: int, outcome: str
+    world: World,
+    lines: list[Any],
+    reported: list[BaseException],
+    *,
+    error: Exception,
+    runs: int,
+    outcome: str,
 ) -> None:
-    """The failed update is logged and counted once, with its outcome."""
+    """The failed update is logged, counted and reported once, with its outcome."""
     dispatcher = failing(error)
     counted = metrics.bot_update_duration.labels("message", outcome)
     before = counted._sum.get()
@@ -310,6 +316,7 @@ async def test_what_is_given_up_is_answered_in_the_persons_language_with_the_req
     assert len(dispatcher["seen"]) == runs
     assert counted._sum.get() > before
     assert [line["event"] for line in lines].count("an update's handler failed") == 1
+    assert reported == [error]
 
 
 async def test_buttons_and_payments_get_the_answer_that_they_wait_for(world: World) -> None:

@@ -75,6 +75,18 @@ async def test_what_moved_on_as_a_copy_is_not_finished(steps: Steps) -> None:
     assert steps.finished == set()
 
 
+async def test_only_a_last_attempt_is_reported(steps: Steps, reported: list[BaseException]) -> None:
+    """An error that a retry may cure is expected."""
+    first, last = OSError("away"), OSError("still away")
+    handle = failing(first, last)
+    await processor(steps, handle, retry=Retry.exponential(first_seconds=9)).process(
+        delivery(steps, envelope())
+    )
+    assert reported == []
+    await processor(steps, handle, retry=Retry.immediate(attempts=1)).process(delivery(steps, envelope()))
+    assert reported == [last]
+
+
 async def test_a_copy_is_published_until_the_broker_has_it(steps: Steps) -> None:
     """The original stays unacknowledged meanwhile; a missing delay level is declared again."""
     unroutable = UnroutableError("nobody", exchange="hk.dlx", routing_key="q")

@@ -32,6 +32,7 @@ class Everything(BotSettings, PostgresSettings):
 
 
 GOOD: dict[str, str] = {
+    "sentry_dsn": f"https://{CANARY}:{CANARY}@sentry:9000/42",
     "otel_exporter_otlp_endpoint": f"https://key:{CANARY}@collector:4318/{CANARY}?key={CANARY}",
     "rabbitmq_url": f"amqps://user:{CANARY}@rabbit:5671/vhost",
     "redis_url": f"rediss://:{CANARY}@redis:6379/0?password={CANARY}",

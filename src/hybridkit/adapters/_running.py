@@ -42,11 +42,13 @@ from hybridkit.lifespan._stacks import render_stacks
 from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
 from hybridkit.observability import (
     Watchdog,
+    configure_error_reports,
     configure_logging,
     configure_tracing,
     flush_logs,
     get_logger,
     render_metrics,
+    report_error,
 )
 from hybridkit.settings import DataClientSettings, RabbitSettings, RedisSettings, SecretUrl, ServiceSettings
 
@@ -125,17 +127,16 @@ async def open_resources(
         management: whether to listen on the management port, which is open for as long as anything is.
     """
     with one_kind(kind):
-        tracing = configure_tracing(settings)
-        async with ServiceResources(
+        resources = ServiceResources(
             start_budget_seconds=settings.start_budget_seconds,
             shutdown_seconds=settings.shutdown_seconds,
             unready_seconds=UNREADY_SECONDS if settings.environment == "production" else 0.0,
-        ) as resources:
+        )
+        async with resources, _observed(settings, resources):
             watchdog = await resources.open("watchdog", lambda: _watchdog(settings))
             resources.health.watch(watchdog.is_alive)
             resources.on_flush("logs", _flush_logs)
             resources.on_drain("blocking_calls", drain_blocking)
-            resources.on_flush("traces", lambda seconds: tracing.aclose(timeout_seconds=seconds))
             for type_ in type(settings).__mro__:
                 if issubclass(type_, ServiceSettings):
                     resources.provide(type_, settings)
@@ -151,6 +152,19 @@ async def open_resources(
                 resources.provide(IdempotencyGuard, IdempotencyGuard(redis, when_down=when_down))
                 await resources.open("redis_declarations", lambda: _for_declarations(redis, settings))
             yield resources
+
+
+@asynccontextmanager
+async def _observed(settings: ServiceSettings, resources: ServiceResources) -> AsyncGenerator[None]:
+    """Send the spans and the unexpected errors of the block; an error that leaves it ends the process."""
+    tracing, reports = configure_tracing(settings), configure_error_reports(settings)
+    resources.on_flush("traces", lambda seconds: tracing.aclose(timeout_seconds=seconds))
+    resources.on_flush("error reports", lambda seconds: reports.aclose(timeout_seconds=seconds))
+    try:
+        yield
+    except Exception as error:
+        report_error(error)
+        raise
 
 
 @asynccontextmanager

@@ -16,7 +16,7 @@ from hybridkit.errors import ClaimLostError, DeadlineExceededError, UnavailableE
 from hybridkit.idempotency import claim_key
 from hybridkit.jobs._job import Job, Slot
 from hybridkit.jobs._records import LEASE_SECONDS, HeldRun, JobRecord, Outcome
-from hybridkit.observability import fail_span, get_logger, metrics, root_span
+from hybridkit.observability import fail_span, get_logger, metrics, report_error, root_span
 from hybridkit.retry import GiveUp, RetryAfter
 
 SHORTEST_PAUSE_SECONDS: Final = 1.0
@@ -81,7 +81,7 @@ class Execution:
                 if error is None:
                     _log.info("job is done", **about, seconds=seconds)
                 else:
-                    fail_span(error)
+                    report_error(error)
                     _log.error("job failed", **about, seconds=seconds, exc_info=error)
                 is_ours = await _recorded(record, run, outcome, error, settled)
             except ClaimLostError as lost:

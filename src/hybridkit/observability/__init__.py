@@ -13,6 +13,7 @@ Nothing here may disturb the work it observes: a log line that cannot be written
 answer is left behind, and neither raises.
 """
 
+from hybridkit.observability._error_reports import ErrorReports, configure_error_reports, report_error
 from hybridkit.observability._logging import configure_logging, get_logger
 from hybridkit.observability._metrics import Metrics, metrics, render_metrics
 from hybridkit.observability._output import flush_logs
@@ -31,10 +32,12 @@ from hybridkit.observability._tracing import (
 from hybridkit.observability._watchdog import Watchdog
 
 __all__ = [
+    "ErrorReports",
     "Metrics",
     "Tracing",
     "Watchdog",
     "class_name",
+    "configure_error_reports",
     "configure_logging",
     "configure_tracing",
     "fail_span",
@@ -46,6 +49,7 @@ __all__ = [
     "printable",
     "remote_trace",
     "render_metrics",
+    "report_error",
     "root_span",
     "span",
     "stack_of",

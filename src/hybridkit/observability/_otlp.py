@@ -44,7 +44,11 @@ def otlp_provider(settings: ServiceSettings, endpoint: str) -> TracerProvider:
     """
     # It warns at each failed attempt; the queue tells once that the collector is gone, and once that it is back.
     logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
-    resource = {"service.name": settings.service_name, "deployment.environment.name": settings.environment}
+    resource = {
+        "service.name": settings.service_name,
+        "deployment.environment.name": settings.environment,
+        **({"service.version": settings.service_version} if settings.service_version else {}),
+    }
     provider = TracerProvider(
         sampler=EdgeSampler(settings.trace_sample_ratio),
         resource=Resource.create(resource),

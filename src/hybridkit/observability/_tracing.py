@@ -7,8 +7,6 @@ recorded. That is decided where a trace enters our services, whatever an outside
 by all others.
 """
 
-import asyncio
-import threading
 from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import TracebackType
@@ -21,6 +19,7 @@ from opentelemetry.util.types import AttributeValue
 
 from hybridkit.context import bound
 from hybridkit.errors import MissingExtraError
+from hybridkit.observability._flushing import flushed_within
 from hybridkit.observability._redaction import masked, remember_secrets
 from hybridkit.observability._texts import class_name, printable, stack_of
 from hybridkit.observability._trace_context import PROPAGATOR, remote_trace, untrusted
@@ -221,21 +220,7 @@ class Tracing:
             return
         if _global.chosen is provider:
             _global.chosen = None
-        loop = asyncio.get_running_loop()
-        done = asyncio.Event()
-
-        def flush() -> None:
-            provider.shutdown()
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(done.set)
-
-        # A daemon thread of its own: the loop's executor is joined at the end of `asyncio.run`, however long it takes.
-        threading.Thread(target=flush, name="hybridkit-flush-traces", daemon=True).start()
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                await done.wait()
-        except TimeoutError:
-            return
+        await flushed_within(provider.shutdown, seconds=timeout_seconds, what="traces")
 
 
 def configure_tracing(settings: ServiceSettings) -> Tracing:

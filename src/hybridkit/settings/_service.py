@@ -52,6 +52,7 @@ class ServiceSettings(BaseSettings, Reporting):  # pyright: ignore[reportIncompa
         environment: production checks secrets and encryption; only development reads `.env`.
         allow_plaintext_urls: lets production talk to other hosts without TLS.
         service_name: snake_case; the `service` of events and of log lines.
+        service_version: the version of the application, such as a tag or a commit, in spans and error reports.
         log_level: the least severe level that is logged.
         log_format: by default a form for people in development, and JSON elsewhere.
         host: the address to listen on; a container sets `0.0.0.0`.
@@ -67,6 +68,7 @@ class ServiceSettings(BaseSettings, Reporting):  # pyright: ignore[reportIncompa
         otel_exporter_otlp_endpoint: the base URL of an OTLP/HTTP collector; without one no trace is exported.
         trace_sample_ratio: the part of the traces to export, from 0 to 1. The service in which a trace begins decides
             for all others; a caller from outside can't.
+        sentry_dsn: where to report unexpected errors: a Sentry, or what speaks its protocol; without one, nowhere.
 
     Raises:
         SettingsError: values are missing or refused; the error has every problem at once.
@@ -84,6 +86,7 @@ class ServiceSettings(BaseSettings, Reporting):  # pyright: ignore[reportIncompa
     environment: Literal["development", "test", "production"] = "development"
     allow_plaintext_urls: bool = False
     service_name: str = required("users_api")
+    service_version: str = Field(default="", max_length=200, pattern=r"^[A-Za-z0-9._+@-]*$")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     log_format: Literal["json", "console"] | None = None
     host: str = "127.0.0.1"
@@ -96,6 +99,7 @@ class ServiceSettings(BaseSettings, Reporting):  # pyright: ignore[reportIncompa
     loop_dead_seconds: float = Field(default=30.0, gt=0)
     otel_exporter_otlp_endpoint: HttpUrl | None = None
     trace_sample_ratio: float = Field(default=1.0, ge=0, le=1)
+    sentry_dsn: HttpUrl | None = None
 
     def __init__(self, /, **values: Any) -> None:
         problems: list[str] = []

@@ -53,7 +53,7 @@ from hybridkit.errors import (
     OutcomeUnknownError,
     RejectedError,
 )
-from hybridkit.observability import fail_span, get_logger, is_tracing, metrics
+from hybridkit.observability import get_logger, is_tracing, metrics, report_error
 
 type FailureHandler = Callable[[Scope, Receive, Send, Exception], Awaitable[bool]]
 
@@ -423,7 +423,7 @@ def _log_failure(error: Exception, event: str, *, is_expected: bool = True) -> N
         else:
             is_answer = isinstance(error, RejectedError) and is_upstream_error(error)
             place = {} if is_answer else {"exc_info": error}
-            fail_span(error)
+            report_error(error)
             _log.error(event, reason=f"{type(error).__name__}: {error}", **place)
 
 

@@ -25,7 +25,7 @@ from hybridkit.context import RequestContext, bind, current
 from hybridkit.errors import ClaimLostError, LockLostError, UnavailableError
 from hybridkit.idempotency import Acquired, Completed, IdempotencyGuard, InProgress, Outcome, claim_key
 from hybridkit.messaging._consuming._isolation import HandlerLock
-from hybridkit.observability import fail_span, get_logger, metrics, root_span
+from hybridkit.observability import get_logger, metrics, report_error, root_span
 from hybridkit.retry import Retry, RetryAfter
 
 HANDLER_SECONDS: Final = 300.0
@@ -227,7 +227,7 @@ class UpdateRunner:
             seconds = None if is_last else self._pause_seconds(ended, number)
             if seconds is None:
                 _log.exception("an update's handler failed", exc_info=ended)
-                fail_span(ended)
+                report_error(ended)
                 return _why_given_up(ended)
             metrics.bot_update_retries.labels(update.event_type).inc()
             _log.warning(

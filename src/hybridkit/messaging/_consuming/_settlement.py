@@ -21,7 +21,7 @@ from hybridkit.messaging._consuming._parked_keys import ParkedKeys
 from hybridkit.messaging._consuming._stall_detector import StallDetector
 from hybridkit.messaging._consuming._verdict import DeadLettered, RetryLater, Settled, Verdict
 from hybridkit.messaging._publishing._writer import OutgoingMessage
-from hybridkit.observability import fail_span, get_logger, metrics, printable
+from hybridkit.observability import fail_span, get_logger, metrics, printable, report_error
 from hybridkit.retry import UNLIMITED, Retry
 
 REPUBLISHING: Final = Retry.exponential(first_seconds=0.5, cap_seconds=10.0, attempts=UNLIMITED)
@@ -102,7 +102,7 @@ class Settlement:
     async def dead_letter(self, delivery: Delivery, dead: DeadLettered, event_type: str) -> Settled:
         """Publish the copy for the dead letters, and before it the mark that parks its key; acknowledge nothing."""
         _log.error("message dead-lettered", reason=dead.reason, attempts=dead.failures, exc_info=dead.error)
-        fail_span(dead.error)
+        report_error(dead.error)
         metrics.events_dead_lettered.labels(self._queue, event_type, dead.reason).inc()
         if self._parked is not None and delivery.key is not None and delivery.event is not None:
             _, event_id, generation = delivery.event

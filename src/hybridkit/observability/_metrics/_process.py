@@ -18,6 +18,11 @@ class ProcessMetrics:
         "Times in which the event loop was blocked for longer than LOOP_STALL_SECONDS.",
     )
     log_lines_dropped = counter("hybridkit_log_lines_dropped_total", "Log lines that could not be written.")
+    error_reports_dropped = counter(
+        "hybridkit_error_reports_dropped_total",
+        "Unexpected errors that were not reported.",
+        ("reason",),  # repeated, too_many, queue_full, not_sent
+    )
     spans_dropped = counter(
         "hybridkit_spans_dropped_total",
         "Spans that no collector has got.",
