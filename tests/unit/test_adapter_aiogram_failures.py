@@ -252,6 +252,24 @@ async def test_telegrams_own_pause_is_kept(world: World, dispatcher: Dispatcher)
         assert time.monotonic() - started >= 1
 
 
+async def test_an_update_does_not_wait_for_longer_than_its_user(world: World) -> None:
+    """With a pause of an hour it is given up at once, not tried before that hour is over."""
+    attempts: list[str] = []
+    dispatcher = Dispatcher()
+
+    @dispatcher.message()
+    async def slow(message: Message) -> None:
+        attempts.append(f"{message.text}")
+        raise RateLimitedError("come back in an hour", retry_after_seconds=3600)
+
+    async with world.polling(dispatcher):
+        update_id = world.telegram.push_text("hello", from_user=ADA)
+        await world.telegram.wait_until_confirmed(update_id)
+        [answer] = await world.telegram.wait_for_messages(1)
+    assert attempts == ["hello"]
+    assert answer.text.startswith("Sorry")
+
+
 async def test_a_stop_gives_back_what_waits_to_be_tried_again(world: World) -> None:
     """A drain does not wait for a retry in an hour, and the next process handles both updates."""
     dispatcher, failures = Dispatcher(), [UnavailableError("down", retry_after_seconds=3600)]

@@ -52,6 +52,7 @@ try:
 
     from hybridkit.adapters._telegram._chat_turns import ChatTurns
     from hybridkit.adapters._telegram._failures import FAILURE_TEXTS, check_texts
+    from hybridkit.adapters._telegram._files import StreamedFile, download_file, stream_file
     from hybridkit.adapters._telegram._fsm import ChatIsolation, ChatStorage, fsm_in_redis
     from hybridkit.adapters._telegram._handling import HANDLER_SECONDS, TemporaryErrors, UpdateRunner
     from hybridkit.adapters._telegram._polling import Polling
@@ -71,8 +72,11 @@ __all__ = [
     "ChatIsolation",
     "ChatStorage",
     "Sender",
+    "StreamedFile",
     "bot_lifespan",
+    "download_file",
     "run_bot",
+    "stream_file",
 ]
 
 _log = get_logger("hybridkit.bot")

@@ -34,6 +34,9 @@ HANDLER_SECONDS: Final = 300.0
 RETRY: Final = Retry.exponential(first_seconds=0.5, cap_seconds=10.0, attempts=8)
 """Retries for about half a minute, which is a restart's time, and a user's patience."""
 
+LONGEST_PAUSE_SECONDS: Final = 300.0
+"""The longest `retry_after` that an update waits for; with a longer one it is given up, as its user is gone by then."""
+
 CANCELLED_SECONDS: Final = 5.0
 """How long a cancelled handler may take to end before its chat goes on without it."""
 
@@ -244,7 +247,9 @@ class UpdateRunner:
             return None
         jitter = random.uniform(0.5, 1.0)  # noqa: S311 # nosec B311  # spreads the load, no secret
         decision = self._retry.decide(error, attempt=number, jitter=jitter)
-        return decision.seconds if isinstance(decision, RetryAfter) else None
+        if not isinstance(decision, RetryAfter) or decision.seconds > LONGEST_PAUSE_SECONDS:
+            return None
+        return decision.seconds
 
     async def _attempt(self, update: Update, *, is_last: bool) -> bool | BaseException:
         """Return whether the update has a handler, or the error that its handlers raised."""

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from aiogram import Bot
 from aiogram.client.session.middlewares.base import BaseRequestMiddleware
-from aiogram.exceptions import TelegramForbiddenError, TelegramRetryAfter
+from aiogram.exceptions import TelegramForbiddenError, TelegramNetworkError, TelegramRetryAfter
 from aiogram.methods import Response, TelegramMethod
 
+from hybridkit.adapters._telegram._files import own_cause
 from hybridkit.context import RequestContext, current
 from hybridkit.coordination import Rate, RateLimiter, Redis
 from hybridkit.errors import OverloadedError
@@ -110,6 +111,7 @@ class Sender(BaseRequestMiddleware):
 
         Raises:
             BotBlockedError: the chat has blocked the bot.
+            PayloadTooLargeError: a `StreamedFile` is larger than it may be.
             OverloadedError: too many messages wait, for this chat or in all; nothing was sent.
             TelegramRetryAfter: Telegram wants the bot to wait for longer than a minute, or did too often.
         """
@@ -129,6 +131,10 @@ class Sender(BaseRequestMiddleware):
                 raise
             await self._note_blocked(int(chat))
             raise BotBlockedError(method, error.message, chat_id=int(chat)) from error
+        except TelegramNetworkError as error:
+            if (cause := own_cause(error)) is not None:  # of a file that was sent
+                raise cause from None
+            raise
 
     async def _send[T](
         self,
