@@ -79,7 +79,7 @@ class Api:
             },
             ready_url=f"http://127.0.0.1:{self.management_port}/ready" if until_ready else None,
         )
-        await self.supervisor.start(service, timeout_seconds=60)
+        await self.supervisor.start(service, timeout_seconds=180)
 
     async def get(self, path: str, *, port: int | None = None) -> httpx.Response:
         async with httpx.AsyncClient(timeout=60) as client:
@@ -88,7 +88,7 @@ class Api:
     async def workers(self) -> set[int]:
         """The process ids of all workers, once each of them has answered."""
         found: set[int] = set()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             while len(found) < WORKERS:
                 answers = await asyncio.gather(*(self.get("/wait/0.05") for _ in range(WORKERS)))
                 found |= {answer.json() for answer in answers}
@@ -107,7 +107,7 @@ class Api:
         await until(lambda: self.log().count(text) >= times)
 
     async def exit_code(self) -> int:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             return await self.supervisor.wait("api")
 
 
