@@ -25,6 +25,7 @@ from hybridkit.messaging import BrokerConnection, RobustPublisher, plan_topology
 from hybridkit.settings import BotSettings, SecretUrl
 from hybridkit.testing import FakeTelegram, TelegramUser
 from tests.helpers import plain_channel, until
+from tests.helpers.bot_updates import UPDATES, noting_dispatcher
 from tests.helpers.bots import QUICK
 
 pytestmark = pytest.mark.real_server
@@ -67,9 +68,11 @@ class World:
         return made
 
     @asynccontextmanager
-    async def replica(self, number: int = 0, **more: Any) -> AsyncGenerator[QueuedUpdates]:
+    async def replica(
+        self, number: int = 0, *, dispatcher: Dispatcher | None = None, **more: Any
+    ) -> AsyncGenerator[QueuedUpdates]:
         """One replica, with connections of its own."""
-        settings, dispatcher = self.settings(**more), self.dispatcher(number)
+        settings, dispatcher = self.settings(**more), dispatcher or self.dispatcher(number)
         async with AsyncExitStack() as stack:
             enter = stack.enter_async_context
             redis = await enter(connect_redis(self.redis_url, timeout_seconds=10))
@@ -323,3 +326,14 @@ async def test_a_start_that_fails_leaves_nothing_behind(world: World) -> None:
     async with world.replica(**world.webhook()):
         world.send("hello")
         await until(lambda: world.seen == [(7, "hello")])
+
+
+async def test_each_type_of_update_reaches_its_handler_through_its_queue(world: World) -> None:
+    """All types that Telegram has are asked for, stored and handled."""
+    seen: list[str] = []
+    async with world.replica(dispatcher=noting_dispatcher(seen)):
+        await world.telegram.wait_for_calls("getUpdates")
+        for name, (content, _) in UPDATES.items():
+            world.telegram.push_update({name: content})
+        await until(lambda: len(seen) == len(UPDATES))
+    assert set(seen) == set(UPDATES)

@@ -86,9 +86,10 @@ def read_update(raw: object, bot: Bot) -> Update | None:
 
 
 def chat_of(update: Update) -> object:
-    """Return what updates that are handled in order share: their chat, or else the user, or None."""
+    """Return what updates that are handled in order have in common: their chat, or else the user or poll, or None."""
     context = UserContextMiddleware.resolve_event_context(update)
-    return context.chat_id or context.user_id
+    key = context.chat_id or context.user_id
+    return f"poll {update.poll.id}" if key is None and update.poll is not None else key
 
 
 def token_error() -> AccessDeniedError:
