@@ -5,7 +5,7 @@
 # Images for containers often set it. The tests start a thousand Pythons, and each would compile all that it imports.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help setup quick test test_lowest test_rabbitmq_3_10 lint format docs catalogues servers demo ledger relay crash_points redis_failover sending properties schemathesis
+.PHONY: help setup quick test test_lowest test_rabbitmq_3_10 lint format docs catalogues servers demo ledger relay crash_points redis_failover bot_replicas sending properties schemathesis
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z0-9_]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
@@ -80,6 +80,10 @@ sending: setup ## Prove that two processes of a bot together keep Telegram's lim
 ecs: setup ## Prove that a strict index of OpenSearch accepts every log line of the five services; needs Java and Maven; 2 minutes
 	@$(MAKE) --no-print-directory servers || echo "make: no local servers were built: the demo takes what it finds"
 	@.venv/bin/python -m tests.proofs.ecs
+
+bot_replicas: setup ## Prove that three replicas of a bot handle 10,000 updates once, in order, though one is killed; 3 minutes
+	@$(MAKE) --no-print-directory servers
+	@.venv/bin/python -m tests.proofs.bot_replicas
 
 properties: setup ## Run the property tests with twenty times the examples of make test; 10 minutes
 	@.venv/bin/pytest tests/unit tests/contract -m hypothesis --hypothesis-profile thorough -n 2 --timeout 3600 -o faulthandler_timeout=0
