@@ -15,13 +15,13 @@ from hybridkit.adapters._telegram import _queued_updates, _update_queues
 from hybridkit.adapters._telegram._chat_turns import ChatTurns
 from hybridkit.adapters._telegram._handling import UpdateRunner
 from hybridkit.adapters._telegram._queued_updates import QueuedUpdates, UpdateStore
-from hybridkit.adapters._telegram._update_queues import TelegramUpdate, queue_of, update_consumers
+from hybridkit.adapters._telegram._update_queues import queue_of, update_topology
 from hybridkit.adapters.aiogram import _connected_bot, _started, bot_lifespan
 from hybridkit.coordination import connect_redis
 from hybridkit.dev import free_port
 from hybridkit.errors import AccessDeniedError, DeclarationError, HybridkitError, UnavailableError
 from hybridkit.idempotency import IdempotencyGuard, RedisDown
-from hybridkit.messaging import BrokerConnection, RobustPublisher, plan_topology, topology_of
+from hybridkit.messaging import BrokerConnection, RobustPublisher, plan_topology
 from hybridkit.settings import BotSettings, SecretUrl
 from hybridkit.testing import FakeTelegram, TelegramUser
 from tests.helpers import plain_channel, until
@@ -289,20 +289,14 @@ async def test_the_poller_that_loses_its_lease_is_followed_by_another(world: Wor
 
 async def test_the_topology_is_planned_and_verified_as_that_of_any_consumer(world: World) -> None:
     """Before the first start the queues are missing, and after it nothing is."""
-    consumers = update_consumers("shop_bot")
-    for consumer in consumers:
-        consumer.on(TelegramUpdate)(_noop)
-    before = await plan_topology(topology_of(consumers), world.rabbitmq_url)
+    topology = update_topology("shop_bot")
+    before = await plan_topology(topology, world.rabbitmq_url)
     async with world.replica():
-        after = await plan_topology(topology_of(consumers), world.rabbitmq_url)
+        after = await plan_topology(topology, world.rabbitmq_url)
     assert not before.is_clean
     assert after.is_clean
-    names = {queue.name for queue in topology_of(consumers).queues}
+    names = {queue.name for queue in topology.queues}
     assert sum(name.startswith("shop_bot.updates.q") for name in names) == 2 * 4, "and their dead letters"
-
-
-async def _noop(_: TelegramUpdate) -> None:
-    raise AssertionError
 
 
 async def test_the_process_runs_with_the_setting_alone(world: World) -> None:

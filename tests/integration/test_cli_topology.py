@@ -57,6 +57,22 @@ def test_planned_applied_and_verified(rabbitmq_url: str) -> None:
     assert topology(rabbitmq_url, "apply").output.endswith(" 0 declared, 41 were present\n")
 
 
+def test_the_queues_of_a_bot_are_planned_applied_and_verified_by_its_name(rabbitmq_url: str) -> None:
+    """`--bot` stands beside `--app` or alone; one of them is needed, and the name of a service."""
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(app, ["topology", *arguments], env={"RABBITMQ_URL": rabbitmq_url})
+
+    planned = run("plan", "--bot", "shop_bot")
+    assert planned.exit_code == 1
+    assert re.search(r"^\+  queue +shop_bot\.updates\.q15\.dlq +missing$", planned.output, re.MULTILINE)
+    assert run("apply", "--bot", "shop_bot", "--app", APP).exit_code == 0
+    assert run("verify", "--bot", "shop_bot").exit_code == 0
+    assert topology(rabbitmq_url, "verify").exit_code == 0
+    assert "neither is there a --bot" in run("plan").output
+    assert "snake_case" in run("plan", "--bot", "Shop Bot").output
+
+
 def test_a_conflict_is_shown_with_both_values(rabbitmq_url: str) -> None:
     """Applying declares nothing at all."""
     asyncio.run(declare_otherwise(rabbitmq_url))

@@ -48,7 +48,7 @@ def main() -> None:
         defaults = cast("dict[str, Any]", holder.__init__.__kwdefaults__)
         defaults["lease_seconds"] = lease_seconds
     poller_seconds = min(lease_seconds, _queued_updates.POLLER_LEASE_SECONDS)
-    vars(_queued_updates)["POLLER_LEASE_SECONDS"] = poller_seconds
+    setattr(_queued_updates, "POLLER_LEASE_SECONDS", poller_seconds)  # noqa: B010  # it is final elsewhere
     run_bot(dispatcher, BotSettings)
 
 

@@ -1,13 +1,13 @@
 """`hybridkit topology`: compare what consumers need with what the broker has."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Final, NoReturn
 
 import typer
 
+from hybridkit.adapters._telegram._update_queues import update_topology
 from hybridkit.cli._common import (
-    AppOption,
     JsonOption,
     UrlOption,
     find_instances,
@@ -15,7 +15,15 @@ from hybridkit.cli._common import (
     print_table,
     run,
 )
-from hybridkit.messaging import Plan, RobustConsumer, apply_topology, plan_topology, topology_of
+from hybridkit.errors import DeclarationError
+from hybridkit.messaging import (
+    Plan,
+    RobustConsumer,
+    Topology,
+    apply_topology,
+    plan_topology,
+    topology_of,
+)
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -38,6 +46,24 @@ RenamedOption = Annotated[
     ),
 ]
 
+AppsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--app",
+        metavar="MODULE[:NAME]",
+        help="The module that declares consumers, as it is imported from here: worker_service.main, or"
+        " worker_service.main:analytics for one object. May be given several times.",
+    ),
+]
+BotOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--bot",
+        metavar="SERVICE_NAME",
+        help="The service name of a bot with UPDATES=queue, for the queues of its updates. May be given several times.",
+    ),
+]
+
 CONNECT_SECONDS: Final = 10.0
 
 _MARKS: Final = {"missing": "+", "conflicting": "!", "extra": "?", "altered": "?", "orphaned": "?"}
@@ -45,8 +71,9 @@ _MARKS: Final = {"missing": "+", "conflicting": "!", "extra": "?", "altered": "?
 
 @app.command("plan")
 def plan(
-    apps: AppOption,
     url: UrlOption,
+    apps: AppsOption = None,
+    bots: BotOption = None,
     management_url: ManagementOption = None,
     renamed_from: RenamedOption = None,
     *,
@@ -56,21 +83,23 @@ def plan(
 
     Exit code 1 when something is missing or conflicting.
     """
-    topology = topology_of(find_instances(apps, RobustConsumer))
+    topology = _topology(apps or (), bots or ())
     made = plan_topology(topology, url, management_url=management_url, renamed_from=renamed_from or ())
     found = run(made, deadline_seconds=CONNECT_SECONDS)
     _show(found, notes=found.notes, as_json=as_json)
 
 
 @app.command("apply")
-def apply(apps: AppOption, url: UrlOption, *, as_json: JsonOption = False) -> None:
+def apply(
+    url: UrlOption, apps: AppsOption = None, bots: BotOption = None, *, as_json: JsonOption = False
+) -> None:
     """Declare what is missing; delete nothing.
 
     With a conflict nothing is declared at all.
 
     Exit code 1 when there is a conflict.
     """
-    topology = topology_of(find_instances(apps, RobustConsumer))
+    topology = _topology(apps or (), bots or ())
     before = run(apply_topology(topology, url), deadline_seconds=CONNECT_SECONDS)
     declared = before.of("missing")
     if as_json:
@@ -82,7 +111,12 @@ def apply(apps: AppOption, url: UrlOption, *, as_json: JsonOption = False) -> No
 
 @app.command("verify")
 def verify(
-    apps: AppOption, url: UrlOption, management_url: ManagementOption = None, *, as_json: JsonOption = False
+    url: UrlOption,
+    apps: AppsOption = None,
+    bots: BotOption = None,
+    management_url: ManagementOption = None,
+    *,
+    as_json: JsonOption = False,
 ) -> None:
     """Check that all is there as declared, for CI.
 
@@ -90,10 +124,28 @@ def verify(
 
     Exit code 1 when something is missing or conflicting.
     """
-    topology = topology_of(find_instances(apps, RobustConsumer))
+    topology = _topology(apps or (), bots or ())
     made = plan_topology(topology, url, management_url=management_url)
     found = run(made, deadline_seconds=CONNECT_SECONDS)
     _show(found, notes=(), as_json=as_json)
+
+
+def _topology(apps: Iterable[str], bots: Sequence[str]) -> Topology:
+    """Return what the consumers of some modules and the queues of some bots need.
+
+    Raises:
+        typer.BadParameter: neither is given, or a module or a name is not one.
+    """
+    consumers = find_instances(apps, RobustConsumer)
+    topology = topology_of(consumers)
+    for name in bots:
+        try:
+            topology += update_topology(name)
+        except DeclarationError as error:
+            raise typer.BadParameter(str(error), param_hint="--bot") from None
+    if not consumers and not bots:
+        raise typer.BadParameter("names no module, and neither is there a --bot", param_hint="--app")
+    return topology
 
 
 def _show(plan: Plan, *, notes: Iterable[str], as_json: bool) -> NoReturn:

@@ -64,7 +64,6 @@ POLLER_PAUSE_SECONDS: Final = 1.0
 RESPONSE_SECONDS: Final = 1.0
 
 _BACKOFF: Final = Retry.exponential(first_seconds=0.5, cap_seconds=10.0, attempts=UNLIMITED)
-_AGAIN: Final = Retry.exponential(first_seconds=1.0, cap_seconds=5.0, attempts=UNLIMITED)
 
 _log = get_logger("hybridkit.bot")
 
@@ -152,20 +151,16 @@ class QueuedUpdates:
         self._publisher = publisher
         self._connection = connection
         self._stack = AsyncExitStack()
-        self._consumers = update_consumers(settings.service_name)
         store = UpdateStore(publisher, bot, settings.service_name)
         self._receiver: _WebhookReceiver | _PollingReceiver
         if settings.webhook_url is None:
             self._receiver = _PollingReceiver(bot, store, updates.types, redis)
         else:
             self._receiver = _WebhookReceiver(bot, store, updates.types, settings)
-        for consumer in self._consumers:
-            consumer.on(TelegramUpdate, retry=_AGAIN)(self._handle)
+        self._consumers = update_consumers(settings.service_name, self._handle)
 
     def __repr__(self) -> str:
-        return (
-            f"QueuedUpdates({self._receiver!r}, in_flight={sum(each.in_flight for each in self._consumers)})"
-        )
+        return f"QueuedUpdates({self._receiver!r})"
 
     async def __aenter__(self) -> Self:
         """Declare the queues, consume, and then receive; raises as `RobustConsumer.start` and `WebhookServer` do."""
