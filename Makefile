@@ -5,7 +5,7 @@
 # Images for containers often set it. The tests start a thousand Pythons, and each would compile all that it imports.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help setup quick test test_lowest test_rabbitmq_3_10 lint format docs catalogues servers demo ledger relay crash_points redis_failover bot_replicas sending properties schemathesis
+.PHONY: help setup quick test test_lowest test_rabbitmq_3_10 lint format docs catalogues servers demo ledger relay crash_points redis_failover bot_replicas sending trace properties schemathesis
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z0-9_]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
@@ -84,6 +84,11 @@ ecs: setup ## Prove that a strict index of OpenSearch accepts every log line of 
 bot_replicas: setup ## Prove that three replicas of a bot handle 10,000 updates once, in order, though one is killed; 3 minutes
 	@$(MAKE) --no-print-directory servers
 	@.venv/bin/python -m tests.proofs.bot_replicas
+
+trace: setup ## Prove with a real Jaeger that a request is one trace, and that a dead collector costs nothing; 2 minutes
+	@$(MAKE) --no-print-directory servers
+	@scripts/servers/jaeger/build
+	@.venv/bin/python -m tests.proofs.trace
 
 properties: setup ## Run the property tests with twenty times the examples of make test; 10 minutes
 	@.venv/bin/pytest tests/unit tests/contract -m hypothesis --hypothesis-profile thorough -n 2 --timeout 3600 -o faulthandler_timeout=0
