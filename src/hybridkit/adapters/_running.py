@@ -243,14 +243,15 @@ def _dependencies(kind: Kind, settings: ServiceSettings) -> Generator[Dependency
                     address.get_secret_value(),
                     service=service,
                     policy=policy,
-                    authorization=_authorization(settings, callee=name),
+                    authorization=authorization_for(settings, callee=name),
                 ),
                 provides=client,
                 probe=_probe_client if url in settings.model_fields_set else None,
             )
 
 
-def _authorization(settings: DataClientSettings, *, callee: str) -> Callable[[], str] | None:
+def authorization_for(settings: DataClientSettings, *, callee: str) -> Callable[[], str] | None:
+    """Return the source of `Authorization` for calls of a data service; None without a service token key."""
     if settings.service_token_key is None:
         return None
     from hybridkit.security import ServiceTokenIssuer  # noqa: PLC0415 - an extra of its own

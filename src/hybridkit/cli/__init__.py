@@ -42,6 +42,10 @@ GROUPS: Final = {
 
 # A command of its own is a `typer.Typer` with one command in a module, imported in the same way.
 COMMANDS: Final = {
+    "doctor": (
+        "hybridkit.cli._doctor:app",
+        "Check a service's settings and surroundings.",
+    ),
     "migrate": (
         "hybridkit.cli._migrations:migrate_app",
         "Bring a database to what a data service declares.",

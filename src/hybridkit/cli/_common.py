@@ -92,7 +92,7 @@ def find_instances[T](paths: Iterable[str], kind: type[T]) -> list[T]:
     """
     found: dict[int, T] = {}
     for path in paths:
-        here = list(_instances(_values(path), kind))
+        here = list(instances_of(_values(path), kind))
         if not here:
             hint = "; a package isn't searched, only a module" if _is_package(path) else ""
             raise typer.BadParameter(f"there is no {kind.__name__} in {path}{hint}", param_hint="--app")
@@ -180,7 +180,8 @@ def _values(path: str) -> Iterable[object]:
     return [getattr(module, attribute)]
 
 
-def _instances[T](values: Iterable[object], kind: type[T]) -> Iterable[T]:
+def instances_of[T](values: Iterable[object], kind: type[T]) -> Iterable[T]:
+    """Yield the objects of a type among some values, and in the collections among them."""
     for value in values:
         if isinstance(value, kind):
             yield value

@@ -263,7 +263,7 @@ async def replication_problems(redis: Redis) -> list[str]:
     Raises:
         UnavailableError: Redis does not answer.
     """
-    replications = await _info(redis, "replication")
+    replications = await server_info(redis, "replication")
     return [_MAY_LOSE_WRITES] if any(map(_may_lose_writes, replications)) else []
 
 
@@ -283,7 +283,7 @@ async def check_noeviction(redis: Redis) -> None:
         SettingsError: Redis evicts keys; the message says how to change that.
         UnavailableError: Redis does not answer.
     """
-    policies = {memory.get("maxmemory_policy") for memory in await _info(redis, "memory")}
+    policies = {memory.get("maxmemory_policy") for memory in await server_info(redis, "memory")}
     policy = next(iter(policies - {"noeviction", None}), None)
     if None in policies:
         _log.warning("Redis does not tell its maxmemory-policy: make sure that it is noeviction")
@@ -294,8 +294,8 @@ async def check_noeviction(redis: Redis) -> None:
         )
 
 
-async def _info(redis: Redis, section: str) -> Sequence[Mapping[str, Any]]:
-    """Ask one server, or each master of a cluster."""
+async def server_info(redis: Redis, section: str) -> Sequence[Mapping[str, Any]]:
+    """Return a section of INFO, of one server or of each master of a cluster; empty where it is refused."""
     untyped: Any = redis
     is_cluster = isinstance(redis, ClusterClient)
     try:

@@ -1,9 +1,13 @@
 """Check in a test what an application checks when it starts."""
 
-from fastapi import FastAPI
+from hybridkit.errors import DeclarationError, MissingExtraError
 
-from hybridkit.adapters._security._routes import check_policies
-from hybridkit.errors import DeclarationError
+try:
+    from fastapi import FastAPI
+
+    from hybridkit.adapters._security._routes import check_policies
+except ModuleNotFoundError:
+    raise MissingExtraError(__name__, extra="fastapi") from None
 
 
 def assert_every_route_has_a_policy(app: FastAPI) -> None:
