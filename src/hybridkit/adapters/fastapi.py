@@ -23,7 +23,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from functools import partial
 from http.client import responses
 from inspect import iscoroutinefunction
-from typing import Any, Final, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 from pydantic_core.core_schema import ErrorType
 
@@ -91,11 +91,13 @@ try:
     )
     from hybridkit.adapters._http._web_sessions import SessionCookies, WebSession
     from hybridkit.adapters._security._documents import describe_security
-    from hybridkit.adapters._security._login import login_routes
     from hybridkit.adapters._security._middleware import SecurityMiddleware
     from hybridkit.adapters._security._routes import check_policies
 except ImportError:
     raise MissingExtraError(__name__, extra="fastapi") from None
+
+if TYPE_CHECKING:
+    from hybridkit.adapters._security._login import login_routes
 
 __all__ = [
     "IdempotencyKey",
@@ -110,6 +112,16 @@ __all__ = [
     "require_idempotency_key",
     "run_api",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # A login needs the extra `security`; an API without one doesn't.
+    if name != "login_routes":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from hybridkit.adapters._security import _login  # noqa: PLC0415 - an extra of its own
+
+    return _login.login_routes
+
 
 _UNREADABLE: Final = "There was an error parsing the body"
 """FastAPI's message for any error while a body was read."""

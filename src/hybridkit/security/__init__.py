@@ -117,7 +117,7 @@ def __getattr__(name: str) -> Any:
     try:
         value = getattr(import_module(f"{__name__}.{home}"), name)
     except ModuleNotFoundError as error:
-        if error.name not in {"jwt", "cryptography", "argon2"}:
+        if (error.name or "").partition(".")[0] not in {"jwt", "cryptography", "argon2"}:
             raise
         raise MissingExtraError(f"{__name__}.{name}", extra="security") from None
     globals()[name] = value
