@@ -152,10 +152,14 @@ def test_without_any_extra_every_failure_names_the_one_to_install(
 def test_without_one_extra_every_failure_names_it(
     extra: str, problems: dict[str, dict[str, list[Any]]]
 ) -> None:
-    """Or, without FastAPI, an extra that brings it; and nothing else fails."""
+    """Or an extra that brings it, as those of a data service do; and nothing else fails."""
     found = {what: error for what, error in problems[extra].items() if what != "a token key"}
-    bring = {extra, "postgres"} if extra == "fastapi" else {extra}
+    bring = {extra, "postgres"} if extra in {"fastapi", "security"} else {extra}
     assert {what: words for what, (_, named, words) in found.items() if named not in bring} == {}
+    if extra == "security":
+        assert not {f"hybridkit.{name}" for name in ("create_app", "run_api", "run_bot", "run_worker")} & {
+            *found
+        }
     if extra in {"fast", "otel"}:
         assert found == {}  # they are asked for by a setting, or not at all
 
