@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, Final
 
-from hybridkit.adapters._security._routes import leaves, policies_of
+from hybridkit.adapters._security._routes import leaves, policy_of
 from hybridkit.contract import PROBLEM_MEDIA_TYPE, Problem
 from hybridkit.security import Security
 
@@ -25,7 +25,7 @@ def describe_security(document: dict[str, Any], routes: Iterable[Any], security:
     schemes = security.schemes
     protected = False
     for _, route in leaves(routes):
-        policies = [policy for policy in policies_of(route) if not policy.is_public]
+        policies = policy_of(route).required
         if not policies:
             continue
         scopes = sorted({scope for policy in policies for scope in policy.scopes})
