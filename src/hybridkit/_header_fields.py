@@ -50,6 +50,12 @@ class Fields:
         """Return whether one of these fields is there; the names are in lower case."""
         return not self._values.keys().isdisjoint(names)
 
+    def count(self, name: bytes) -> int:
+        """Return the number of lines of a field; its name is in lower case."""
+        return (
+            len(self._repeated[name]) if self._repeated and name in self._repeated else name in self._values
+        )
+
     def check(self) -> None:
         """Refuse a request that has different values for a field with one value.
 

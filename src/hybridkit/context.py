@@ -411,21 +411,29 @@ class _UserNote:
 _note: ContextVar[_UserNote | None] = ContextVar("hybridkit_user_note", default=None)
 
 
-def noting_user() -> AbstractContextManager[None]:
-    """Note the first user whom the work inside the block gets bound to, for `with_noted_user`."""
-    return _NotingUser()
+def serving(context: RequestContext) -> AbstractContextManager[None]:
+    """Bind a request's context inside the block, and note the first user whom its work is bound to."""
+    return _Serving(context)
 
 
-class _NotingUser(AbstractContextManager[None]):
-    """The context manager of `noting_user`: a class for the reason that `_Binding` is one."""
+class _Serving(AbstractContextManager[None]):
+    """The context manager of `serving`: a class for the reason that `_Binding` is one."""
 
-    __slots__ = ("_token",)
+    __slots__ = ("_context", "_context_token", "_note_token")
+
+    _context_token: Token[RequestContext | None]
+    _note_token: Token[_UserNote | None]
+
+    def __init__(self, context: RequestContext) -> None:
+        self._context = context
 
     def __enter__(self) -> None:
-        self._token = _note.set(_UserNote())
+        self._context_token = _current.set(self._context)
+        self._note_token = _note.set(_UserNote())
 
     def __exit__(self, *_: object) -> None:
-        _note.reset(self._token)
+        _note.reset(self._note_token)
+        _current.reset(self._context_token)
 
 
 def with_noted_user(context: RequestContext) -> RequestContext:
@@ -437,7 +445,7 @@ def with_noted_user(context: RequestContext) -> RequestContext:
 
 
 def has_noted_user() -> bool:
-    """Return whether the work inside `noting_user` was bound to a user."""
+    """Return whether the work inside `serving` was bound to a user."""
     note = _note.get()
     return note is not None and note.user_id is not None
 

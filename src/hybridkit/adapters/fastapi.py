@@ -72,7 +72,6 @@ try:
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
-    from starlette.middleware.exceptions import ExceptionMiddleware
     from starlette.types import ASGIApp
 
     from hybridkit.adapters._http._keyed_routes import claims_after_dependencies, is_routed, reads_body
@@ -227,13 +226,13 @@ def create_app(
         app.add_middleware(LimitMiddleware, counts_refusals=True)
     app.add_middleware(ProblemMiddleware, internal=internal, handle_failure=_handle_failure)
     app.state.event_streams = EventStreams()
-    app.add_middleware(ExceptionMiddleware, handlers=dict(app.exception_handlers))
     app.add_middleware(
         RequestContextMiddleware,
         internal=internal,
         body_limits=BodyLimits(body_limits or {}),
         streams=app.state.event_streams,
         edge=edge,
+        answer_error=_answer_error,
     )
     add_own_routes(app)
     own.extend(app.router.routes)
@@ -259,11 +258,12 @@ class _Api(FastAPI):
             await super().__call__(scope, receive, send)
 
     def build_middleware_stack(self) -> ASGIApp:
-        outermost: tuple[Any, ...] = (RequestContextMiddleware, ExceptionMiddleware)
-        self.user_middleware.sort(
-            key=lambda each: outermost.index(each.cls) if each.cls in outermost else len(outermost)
-        )
-        return super().build_middleware_stack()
+        self.user_middleware.sort(key=lambda each: cast("Any", each.cls) is not RequestContextMiddleware)
+        # What FastAPI and Starlette put around it has nothing left to do: all errors are answered, and bodies limited.
+        stack: Any = super().build_middleware_stack()
+        while not isinstance(stack, RequestContextMiddleware):
+            stack = stack.app
+        return cast("ASGIApp", stack)
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document, with what the routes' limits and required keys add to it."""
@@ -396,6 +396,22 @@ async def _answer_group(request: Request, error: Exception) -> Response:
             return await _answer_invalid_request(request, inner)
         case _:
             raise error
+
+
+async def _answer_error(scope: Scope, receive: Receive, send: Send, error: Exception) -> bool:
+    """Answer what an application's middleware raises as what a route raises, where Starlette has no handlers."""
+    request = Request(scope, receive)
+    match error:
+        case HTTPException():
+            response = await _answer_http_exception(request, error)
+        case RequestValidationError():
+            response = await _answer_invalid_request(request, error)
+        case ExceptionGroup():
+            response = await _answer_group(request, error)
+        case _:
+            return False
+    await response(scope, receive, send)
+    return True
 
 
 async def _handle_failure(scope: Scope, receive: Receive, send: Send, error: Exception) -> bool:

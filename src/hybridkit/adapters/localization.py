@@ -20,8 +20,8 @@ import gettext as gnu
 import re
 import struct
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar, Token
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -200,14 +200,26 @@ class Localization:
 _bound: ContextVar[Callable[[], Translator] | None] = ContextVar("hybridkit_translator", default=None)
 
 
-@contextmanager
-def bind_translator(choose: Callable[[], Translator]) -> Generator[None]:
+def bind_translator(choose: Callable[[], Translator]) -> AbstractContextManager[None]:
     """Use the texts that a function returns inside the block; it is called when the first text is needed."""
-    token = _bound.set(choose)
-    try:
-        yield
-    finally:
-        _bound.reset(token)
+    return _Binding(choose)
+
+
+class _Binding(AbstractContextManager[None]):
+    """The context manager of `bind_translator`: a class, as a generator costs each request more."""
+
+    __slots__ = ("_choose", "_token")
+
+    _token: Token[Callable[[], Translator] | None]
+
+    def __init__(self, choose: Callable[[], Translator]) -> None:
+        self._choose = choose
+
+    def __enter__(self) -> None:
+        self._token = _bound.set(self._choose)
+
+    def __exit__(self, *_: object) -> None:
+        _bound.reset(self._token)
 
 
 def translator() -> Translator:

@@ -24,6 +24,7 @@ from prometheus_client import Histogram
 
 from hybridkit._asgi_types import ASGIApp, Message, RawHeaders, Receive, Scope, Send
 from hybridkit._header_fields import Fields
+from hybridkit.adapters._http._deadlines import Deadlines
 from hybridkit.adapters._http._edge import Edge
 from hybridkit.adapters._http._limits import (
     AmbiguousHeadError,
@@ -42,7 +43,7 @@ from hybridkit.context import (
     bind,
     current,
     has_noted_user,
-    noting_user,
+    serving,
     to_http,
     with_noted_user,
 )
@@ -68,9 +69,6 @@ RESPONSE_COOKIES: Final = "hybridkit.response_cookies"
 RESPONSE_HEADERS: Final = "hybridkit.response_headers"
 """The key in a scope of a list of headers that the response gets, whatever kind of response it becomes."""
 
-DEADLINE_GRACE_SECONDS: Final = 0.25
-"""How long after its deadline work is cancelled: calls that end at the deadline have more precise errors."""
-
 _REQUEST_ID: Final = REQUEST_ID_HEADER.encode()
 _CONTEXT_HEADERS: Final = (REQUEST_ID_HEADER, REQUEST_TIMEOUT_HEADER)
 
@@ -87,6 +85,7 @@ class RequestContextMiddleware:
         body_limits: the limits of request bodies; 1 MiB without them.
         streams: the registry for open event streams.
         edge: the rules for browsers, proxies and deadlines; the defaults without it.
+        answer_error: answers an error of other middleware, or returns False for one that it does not know.
     """
 
     def __init__(
@@ -97,12 +96,15 @@ class RequestContextMiddleware:
         body_limits: BodyLimits | None = None,
         streams: "EventStreams | None" = None,
         edge: Edge | None = None,
+        answer_error: "FailureHandler | None" = None,
     ) -> None:
         self.app = app
         self.internal = internal
         self.body_limits = body_limits or BodyLimits({})
         self.streams = streams or EventStreams()
         self.edge = edge or Edge(internal=internal)
+        self.answer_error = answer_error
+        self.deadlines = Deadlines()
         # An external caller's claim to act for a user is not believed.
         self._context_headers = (*_CONTEXT_HEADERS, USER_ID_HEADER) if internal else _CONTEXT_HEADERS
 
@@ -121,14 +123,14 @@ class RequestContextMiddleware:
             context = _context_of(fields, self._context_headers, edge.seconds_for(scope["path"]))
         except InvalidHeaderError as error:
             context, app = _context_of_refused(fields), _refusing(error)
-        with bind(context), noting_user():
-            cycle = _RequestCycle(scope, fields, send, context, self)
+        with serving(context):
+            cycle = _RequestCycle(scope, fields, receive, send, context=context, middleware=self)
             if scope["path"] in PROBE_PATHS or not is_tracing():
-                await cycle.run(app, receive)
+                await cycle.run(app)
                 return
             with request_span(scope, fields, internal=self.internal) as span:
                 try:
-                    await cycle.run(app, receive)
+                    await cycle.run(app)
                 finally:
                     end_request_span(span, scope, route=_template(scope), status=cycle.status)
 
@@ -233,6 +235,8 @@ class EventStreams:
 class _BufferedResponse:
     """A response on its way to the client. A 500 is held back, as an error with more to say may follow."""
 
+    __slots__ = ("_buffered", "_send", "status")
+
     def __init__(self, send: Send) -> None:
         self.status: int | None = None
         self._send = send
@@ -262,13 +266,32 @@ class _BufferedResponse:
 
 
 class _RequestCycle:
-    """One request and its response."""
+    """One request and its response. Each request makes one of these, so it is no more objects than it has to be."""
+
+    __slots__ = (
+        "_buffered",
+        "_cookies",
+        "_headers",
+        "_is_complete",
+        "_is_out_of_time",
+        "_limited",
+        "_send",
+        "_sent_status",
+        "_server_receive",
+        "_task",
+        "context",
+        "fields",
+        "middleware",
+        "scope",
+    )
 
     def __init__(
         self,
         scope: Scope,
         fields: Fields,
+        receive: Receive,
         send: Send,
+        *,
         context: RequestContext,
         middleware: RequestContextMiddleware,
     ) -> None:
@@ -278,8 +301,10 @@ class _RequestCycle:
         self.context = context
         self._is_complete = False
         self._is_out_of_time = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._response = _BufferedResponse(send)
+        self._server_receive = receive
+        self._limited: LimitedReceive | None = None
+        self._sent_status: int | None = None
+        self._buffered: list[Message] | None = None  # a 500, as an error with more to say may follow
         self._send = send
         self._task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._cookies = scope[RESPONSE_COOKIES] = ResponseCookies()
@@ -289,27 +314,29 @@ class _RequestCycle:
     @property
     def status(self) -> int:
         """The response's status; 500 where there is none."""
-        return self._response.status or 500
+        return self._sent_status or 500
 
-    async def run(self, app: ASGIApp, receive: Receive) -> None:
+    async def run(self, app: ASGIApp) -> None:
         started = time.perf_counter()
         metrics.http_server_in_flight.inc()
         try:
-            await app(self.scope, self._admitted(receive), self.send)
-            await self._response.flush()
+            self._admit()
+            await app(self.scope, self.receive, self.send)
+            if self._buffered is not None:
+                await self._flush()
         except asyncio.CancelledError:
             if not await self._is_ended_on_purpose():
                 raise
         except Exception as error:  # noqa: BLE001 - any error becomes a response
-            if self._response.is_replaceable:
+            if self._sent_status is None or self._buffered is not None:
                 await self._replace(error)
             elif self._is_complete:  # of a background task, after the response
                 _log_failure(error, "failed after the answer")
             else:
                 await self._abort(error)
         finally:
-            if self._timer is not None:
-                self._timer.cancel()
+            if self.context.deadline is not None:
+                self.middleware.deadlines.discard(self)
             self.middleware.streams.discard(self._task)
             metrics.http_server_in_flight.dec()
             seconds = time.perf_counter() - started
@@ -319,23 +346,32 @@ class _RequestCycle:
             else:
                 self._record(seconds)
 
-    def _admitted(self, receive: Receive) -> LimitedReceive:
-        """Check the head of the request, start the time for it, and return its body within the limits."""
-        remaining_seconds = self.context.remaining_seconds()
-        if remaining_seconds is not None:
+    def _admit(self) -> None:
+        """Check the head of the request, and start the time for it."""
+        if self.context.deadline is not None:
             self.context.check_deadline()
-            self._timer = asyncio.get_running_loop().call_later(
-                remaining_seconds + DEADLINE_GRACE_SECONDS, self._run_out_of_time
-            )
-        declared_bytes = check_head(self.scope)
+            self.middleware.deadlines.add(self, self.context.deadline)
+        declared_bytes = check_head(self.scope, self.fields)
         if not self.middleware.internal:
             check_target(self.scope)
+        if declared_bytes:
+            self._limited = self._limited_receive(declared_bytes)
+
+    async def receive(self) -> Message:
+        """Return the server's next message, within the limits of the body."""
+        if self._limited is None:
+            self._limited = self._limited_receive(0)
+        return await self._limited()
+
+    def _limited_receive(self, declared_bytes: int) -> LimitedReceive:
         limit_bytes = self.middleware.body_limits.of(self.scope["path"])
-        return LimitedReceive(receive, self.context, limit_bytes=limit_bytes, declared_bytes=declared_bytes)
+        return LimitedReceive(
+            self._server_receive, self.context, limit_bytes=limit_bytes, declared_bytes=declared_bytes
+        )
 
     async def _is_ended_on_purpose(self) -> bool:
         """Complete the response of work that was cancelled; return whether the cancellation ends here."""
-        if self._is_out_of_time and self._task.uncancel() == 0 and self._response.status is None:
+        if self._is_out_of_time and self._task.uncancel() == 0 and self._sent_status is None:
             await self._replace(DeadlineExceededError("the time ran out before it was done"))
             return True
         cancellations = self._task.cancelling()  # none when a task group of middleware handles it
@@ -344,17 +380,18 @@ class _RequestCycle:
                 self._task.uncancel()
             await self._send({"type": "http.response.body", "body": b""})
             return True
-        if self._response.status is None:  # the server stops, and its grace period is over
+        if self._sent_status is None:  # the server stops, and its grace period is over
             await self._replace(OutcomeUnknownError("the service was stopped before this was finished"))
         return False
 
-    def _run_out_of_time(self) -> None:
+    def run_out_of_time(self) -> None:
         """Cancel work that has no response yet; a response on its way goes on, as a stream does."""
-        if self._response.status is None:
+        if self._sent_status is None:
             self._is_out_of_time = True
             self._task.cancel()
 
     async def send(self, message: Message) -> None:
+        """Send the next message of the response, with the headers of the edge; hold a 500 back."""
         if message["type"] == "http.response.start":
             headers = list(message.get("headers", ()))
             _check_lines(headers)
@@ -363,13 +400,24 @@ class _RequestCycle:
                 self.middleware.streams.add(self._task)
             added = self.middleware.edge.added_to(own, self.scope, self.fields, has_user=has_noted_user())
             message = {**message, "headers": self._cookies.onto(headers + self._headers + added)}
+            self._sent_status = message["status"]
+            if self._sent_status == 500:
+                self._buffered = []
         else:
             self._is_complete = not message.get("more_body", False)
             if self._is_complete:
                 self.middleware.streams.discard(self._task)
             if self.scope["method"] == "HEAD":  # RFC 9110, section 9.3.2
                 message = {**message, "body": b""}
-        await self._response.send(message)
+        if self._buffered is None:
+            await self._send(message)
+        else:
+            self._buffered.append(message)
+
+    async def _flush(self) -> None:
+        buffered, self._buffered = self._buffered, None
+        for message in buffered or ():
+            await self._send(message)
 
     async def _abort(self, error: Exception) -> None:
         """Close the connection, as nothing else tells a client that its response is incomplete."""
@@ -380,9 +428,15 @@ class _RequestCycle:
         await abort()
 
     async def _replace(self, error: Exception) -> None:
-        self._response = _BufferedResponse(self._send)
-        await _send_problem(error, self.scope, self.send, internal=self.middleware.internal)
-        await self._response.flush()
+        self._sent_status = self._buffered = None
+        try:
+            answer = self.middleware.answer_error
+            is_answered = answer is not None and await answer(self.scope, self.receive, self.send, error)
+        except Exception as another:  # noqa: BLE001 - the error in another form, or a failure of its own
+            error, is_answered = another, False
+        if not is_answered:
+            await _send_problem(error, self.scope, self.send, internal=self.middleware.internal)
+        await self._flush()
 
     def _record(self, seconds: float) -> None:
         method, path, status = self.scope["method"], self.scope["path"], self.status

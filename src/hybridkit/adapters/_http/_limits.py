@@ -5,11 +5,13 @@ accepted behind another server as well.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from hybridkit._asgi_types import Message, Receive
+from hybridkit._header_fields import Fields
 from hybridkit.context import RequestContext
 from hybridkit.contract import MAX_BODY_BYTES
 from hybridkit.errors import (
@@ -23,6 +25,7 @@ from hybridkit.errors import (
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_HEAD_FIELDS: Final = 100
+_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 _WITHOUT_HOST: Final = frozenset({"", "0.9", "1.0", "2", "3"})
 """Versions of HTTP without `Host`; from 2 on, `:authority` names the host."""
 MAX_TARGET_BYTES: Final = 8 * 1024
@@ -35,8 +38,12 @@ class AmbiguousHeadError(RejectedError):
     """A head that can be read in several ways; the connection is closed after the response."""
 
 
-def check_head(scope: Mapping[str, Any]) -> int:
+def check_head(scope: Mapping[str, Any], fields: Fields) -> int:
     """Refuse a head that is too large, ambiguous, or not UTF-8.
+
+    Args:
+        scope: the scope of the request.
+        fields: its header fields.
 
     Returns:
         The declared length of the body in bytes; 0 when none is declared.
@@ -48,24 +55,16 @@ def check_head(scope: Mapping[str, Any]) -> int:
         RejectedError: an HTTP/1.1 request does not have exactly one `Host` (RFC 9112, section 3.2), or its URL has
             escapes that are not UTF-8, so that several URLs would be one.
     """
-    fields = scope["headers"]
-    if len(fields) > MAX_HEAD_FIELDS:
-        raise HeadTooLargeError(f"the request has {len(fields)} header fields, {MAX_HEAD_FIELDS} are allowed")
-    hosts = size_bytes = body_bytes = 0
-    framing: list[bytes] = []
-    for name, value in fields:
-        size_bytes += len(name) + len(value)
-        if name == b"host":
-            hosts += 1
-        elif name == b"transfer-encoding":
-            framing.append(value.lower())
-        elif name == b"content-length" and value.isdigit():
-            framing.append(name)
-            body_bytes = int(value[:MAX_LENGTH_DIGITS])
-    _check_unambiguous(scope, framing)
+    lines: list[tuple[bytes, bytes]] = scope["headers"]
+    if len(lines) > MAX_HEAD_FIELDS:
+        raise HeadTooLargeError(f"the request has {len(lines)} header fields, {MAX_HEAD_FIELDS} are allowed")
+    size_bytes = sum(map(len, chain.from_iterable(lines)))
+    body_bytes = _check_framing(scope, lines) if fields.has_any(_FRAMING) else 0
+    if not scope["path"].startswith("/"):
+        raise AmbiguousHeadError("the target of a request is a path")
     if size_bytes > MAX_HEAD_BYTES:
         raise HeadTooLargeError(f"the header fields have {size_bytes} bytes, {MAX_HEAD_BYTES} are allowed")
-    if hosts != 1 and scope.get("http_version", "") not in _WITHOUT_HOST:
+    if fields.count(b"host") != 1 and scope.get("http_version", "") not in _WITHOUT_HOST:
         raise RejectedError("a request has exactly one Host field")
     if "\ufffd" in scope["path"]:
         _check_utf8(scope.get("raw_path") or b"", part="path")
@@ -85,14 +84,22 @@ def check_target(scope: Mapping[str, Any]) -> None:
         raise UriTooLongError(f"the URL has {size_bytes} bytes, {MAX_TARGET_BYTES} are allowed")
 
 
-def _check_unambiguous(scope: Mapping[str, Any], framing: Sequence[bytes]) -> None:
+def _check_framing(scope: Mapping[str, Any], lines: Iterable[tuple[bytes, bytes]]) -> int:
+    """Return the declared length of a body, if everybody sees its end at the same place."""
+    body_bytes = 0
+    framing: list[bytes] = []
+    for name, value in lines:
+        if name == b"transfer-encoding":
+            framing.append(value.lower())
+        elif name == b"content-length" and value.isdigit():
+            framing.append(name)
+            body_bytes = int(value[:MAX_LENGTH_DIGITS])
     is_clear = framing in ([], [b"content-length"], [b"chunked"])
     if not is_clear or (framing == [b"chunked"] and scope.get("http_version") == "1.0"):
         raise AmbiguousHeadError(
             "a body has one length, or is sent in chunks by HTTP/1.1, in no other coding"
         )
-    if not scope["path"].startswith("/"):
-        raise AmbiguousHeadError("the target of a request is a path")
+    return body_bytes
 
 
 def _check_utf8(escaped: bytes, *, part: str) -> None:

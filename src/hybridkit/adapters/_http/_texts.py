@@ -41,12 +41,12 @@ class TextMiddleware:
             InvalidRequestError: the request has such text; the error has a pointer to each.
         """
         if scope["type"] == "http":
-            _refuse(_in_url(scope))
-            if "json" in (Fields(scope["headers"]).listed("content-type") or "json").lower():
-                receive = self._checked(receive, dict(scope))
+            if "\x00" in scope["path"] or b"%00" in scope["query_string"]:
+                _refuse(_in_url(scope))
+            receive = self._checked(receive, scope, scope.get("root_path", ""))
         await self.app(scope, receive, send)
 
-    def _checked(self, receive: Receive, scope: Scope) -> Receive:
+    def _checked(self, receive: Receive, scope: Scope, root_path: str) -> Receive:
         chunks: list[bytes] = []
 
         async def receive_checked() -> Message:
@@ -55,11 +55,16 @@ class TextMiddleware:
                 chunks.append(message.get("body", b""))
                 if not message.get("more_body", False):
                     body = b"".join(chunks)
-                    if _ESCAPES.search(body) and self.reads_body(scope):
+                    is_suspect = _ESCAPES.search(body) and _may_be_json(scope)
+                    if is_suspect and self.reads_body({**scope, "root_path": root_path}):  # as before routing
                         _refuse(_in_json(body))
             return message
 
         return receive_checked
+
+
+def _may_be_json(scope: Scope) -> bool:
+    return "json" in (Fields(scope["headers"]).listed("content-type") or "json").lower()
 
 
 def _refuse(found: Iterator[str]) -> None:
