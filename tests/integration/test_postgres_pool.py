@@ -5,14 +5,17 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
+from asyncpg.exceptions import PostgresError
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
 from hybridkit.context import RequestContext, bind
 from hybridkit.dataservice._postgres._driver._connection import limit_fits, limit_for
 from hybridkit.dataservice._postgres._driver._pool import Pool
+from hybridkit.dataservice._store._pool_metrics import sample_pool
 from hybridkit.dataservice._store._waiting_time import start_waiting_time
 from hybridkit.errors import DeadlinePassedError, InvalidRequestError, MisuseError, OverloadedError
+from hybridkit.observability import metrics
 from tests.helpers import until
 
 PID = "SELECT pg_backend_pid()"
@@ -181,3 +184,33 @@ async def test_what_comes_back_after_the_end_is_closed(postgres_url: str, other:
     await pool.close()
     query = "SELECT WHERE NOT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'late')"
     await until(lambda: other.fetch(query))
+
+
+async def test_a_pool_counts_who_works_and_who_waits(pool: Pool) -> None:
+    """Also when work fails, is cancelled, or waits in vain; the metrics are sampled from it."""
+    async with pool.session() as session:
+        await session.fetch(PID)
+        waiting = asyncio.create_task(pool.fetch(PID))
+        await until(lambda: pool.waiting)
+        sample_pool("counted", pool)
+        shown = [
+            gauge.labels("counted")._value.get()
+            for gauge in (
+                metrics.database_pool_limit,
+                metrics.database_pool_in_use,
+                metrics.database_pool_waiting,
+            )
+        ]
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        with bind(RequestContext().within(0.2)), pytest.raises((OverloadedError, DeadlinePassedError)):
+            await pool.fetch(PID)
+    assert shown == [1, 1, 1]
+    with pytest.raises(PostgresError):
+        await pool.fetch("SELECT 1 FROM nowhere", translate=lambda _: None)
+    running = asyncio.create_task(pool.fetch("SELECT pg_sleep(60)"))
+    await until(lambda: pool.in_use)
+    running.cancel()
+    await asyncio.wait([running])
+    await until(lambda: not pool.in_use)
+    assert pool.waiting == 0

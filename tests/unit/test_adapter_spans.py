@@ -8,11 +8,12 @@ import pytest
 from fastapi import FastAPI, HTTPException
 from opentelemetry import trace
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 
 from hybridkit.adapters.fastapi import create_app
 from hybridkit.errors import UnavailableError
-from hybridkit.observability import trace_headers
+from hybridkit.observability import render_metrics, trace_headers
 from hybridkit.observability._otlp import EdgeSampler
 from tests.helpers.apis import Settings, serving
 from tests.helpers.spans import attributes_of, recording
@@ -171,3 +172,26 @@ async def test_no_trace_id_forces_sampling(monkeypatch: pytest.MonkeyPatch) -> N
             await api.get("/orders/2", headers=lowest)
     assert [attributes_of(span)["url.path"] for span in exporter.get_finished_spans()] == ["/orders/1"]
     assert repr(EdgeSampler(0.5).get_description()) == "'EdgeSampler(0.5)'"
+
+
+async def test_a_duration_leads_to_a_trace(exporter: InMemorySpanExporter) -> None:
+    """In OpenMetrics; a request whose trace is not exported is no example."""
+    async with client() as api:
+        await api.get("/orders/7")
+    (span,) = exporter.get_finished_spans()
+    assert span.context is not None
+    page, _ = render_metrics("application/openmetrics-text; version=1.0.0")
+    [line] = [line for line in page.decode().splitlines() if f"{span.context.trace_id:032x}" in line]
+    assert line.startswith("hybridkit_http_server_duration_seconds_bucket{")
+    assert 'route="/orders/{number}"' in line
+
+
+async def test_an_unsampled_request_is_no_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its trace can't be found anywhere."""
+    with recording(monkeypatch, sampler=ALWAYS_OFF):
+        async with client() as api:
+            await api.get("/missing")
+    page, _ = render_metrics("application/openmetrics-text; version=1.0.0")
+    assert not [
+        line for line in page.decode().splitlines() if 'route="/missing"' in line and "trace_id" in line
+    ]

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import REGISTRY, Counter
 from prometheus_client.parser import text_string_to_metric_families
 
-from hybridkit.observability import metrics, render_metrics
+from hybridkit.observability import metrics, render_metrics, sampled
 from hybridkit.observability._metrics import registry
 
 UNITS = (
@@ -23,6 +23,8 @@ UNITS = (
     "_paused",
     "_state",
     "_runs",
+    "_connections",
+    "_info",
 )  # the last is a state: 0 or 1
 
 
@@ -126,3 +128,14 @@ def test_a_missing_directory_for_workers_is_an_error(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "absent"))
     with pytest.raises(ValueError, match="PROMETHEUS_MULTIPROC_DIR is not set or not a directory"):
         render_metrics()
+
+
+def test_a_gauge_that_is_sampled_is_up_to_date_on_the_page() -> None:
+    """What changes too often to be counted at each change."""
+    values = iter((3, 4))
+    with sampled(lambda: metrics.database_pool_waiting.labels("test").set(next(values))):
+        render_metrics()
+        assert metrics.database_pool_waiting.labels("test")._value.get() == 3
+        render_metrics()
+    render_metrics()
+    assert metrics.database_pool_waiting.labels("test")._value.get() == 4

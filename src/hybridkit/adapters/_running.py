@@ -47,6 +47,7 @@ from hybridkit.observability import (
     configure_tracing,
     flush_logs,
     get_logger,
+    metrics,
     render_metrics,
     report_error,
 )
@@ -133,6 +134,9 @@ async def open_resources(
             unready_seconds=UNREADY_SECONDS if settings.environment == "production" else 0.0,
         )
         async with resources, _observed(settings, resources):
+            metrics.build_info.labels(
+                settings.service_name, settings.service_version, settings.service_commit
+            ).set(1)
             watchdog = await resources.open("watchdog", lambda: _watchdog(settings))
             resources.health.watch(watchdog.is_alive)
             resources.on_flush("logs", _flush_logs)

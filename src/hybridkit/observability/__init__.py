@@ -14,8 +14,14 @@ answer is left behind, and neither raises.
 """
 
 from hybridkit.observability._error_reports import ErrorReports, configure_error_reports, report_error
+from hybridkit.observability._exemplars import exemplar
 from hybridkit.observability._logging import configure_logging, get_logger
-from hybridkit.observability._metrics import Metrics, metrics, render_metrics
+from hybridkit.observability._metrics import (
+    Metrics,
+    metrics,
+    render_metrics,
+    sampled,
+)
 from hybridkit.observability._output import flush_logs
 from hybridkit.observability._texts import class_name, printable, stack_of
 from hybridkit.observability._trace_context import remote_trace
@@ -40,6 +46,7 @@ __all__ = [
     "configure_error_reports",
     "configure_logging",
     "configure_tracing",
+    "exemplar",
     "fail_span",
     "flush_logs",
     "get_logger",
@@ -51,6 +58,7 @@ __all__ = [
     "render_metrics",
     "report_error",
     "root_span",
+    "sampled",
     "span",
     "stack_of",
     "trace_headers",

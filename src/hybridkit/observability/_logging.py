@@ -246,6 +246,7 @@ def _json_renderer(settings: ServiceSettings) -> _Render:
         "service.name": settings.service_name,
         "service.environment": settings.environment,
         "ecs.version": ECS_VERSION,
+        **({"service.version": settings.service_version} if settings.service_version else {}),
     }
 
     def render(name: str, level: str, event: dict[str, Any]) -> bytes:

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Final, Self
 
 from hybridkit.observability._logging import get_logger
-from hybridkit.observability._metrics import metrics
+from hybridkit.observability._metrics import metrics, take_samples
 
 STALL_SECONDS: Final = 1.0
 DEAD_SECONDS: Final = 30.0
@@ -121,6 +121,7 @@ class Watchdog:
     def _beat(self) -> None:
         since = self.seconds_since_turn
         self._beaten = time.monotonic()
+        take_samples()
         metrics.event_loop_lag.observe(max(since - self._interval, 0.0))
         if since >= self._stall_seconds:
             metrics.event_loop_stalls.inc()

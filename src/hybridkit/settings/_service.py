@@ -63,6 +63,7 @@ class ServiceSettings(BaseSettings, Reporting):  # pyright: ignore[reportIncompa
             takes a free one. It is another port than `port`.
         start_budget_seconds: how long dependencies may take to answer before the start is given up.
         shutdown_seconds: the time from SIGTERM to the end; the orchestrator's grace period should be the same.
+        service_commit: the commit of the application, in `hybridkit_build_info`.
         loop_stall_seconds: how long the event loop may be blocked before a warning says what blocks it.
         loop_dead_seconds: how long the event loop may be blocked before the process counts as dead.
         otel_exporter_otlp_endpoint: the base URL of an OTLP/HTTP collector; without one no trace is exported.
@@ -95,6 +96,7 @@ class ServiceSettings(BaseSettings, Reporting):  # pyright: ignore[reportIncompa
     management_port: int = Field(default=cast("int", None), ge=0, le=MAX_PORT)
     start_budget_seconds: float = Field(default=60.0, gt=0)
     shutdown_seconds: float = Field(default=30.0, gt=0)
+    service_commit: str = Field(default="", max_length=64, pattern=r"^[A-Za-z0-9._-]*$")
     loop_stall_seconds: float = Field(default=1.0, ge=0.05)
     loop_dead_seconds: float = Field(default=30.0, gt=0)
     otel_exporter_otlp_endpoint: HttpUrl | None = None

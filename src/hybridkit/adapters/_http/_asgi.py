@@ -54,7 +54,7 @@ from hybridkit.errors import (
     OutcomeUnknownError,
     RejectedError,
 )
-from hybridkit.observability import get_logger, is_tracing, metrics, report_error
+from hybridkit.observability import exemplar, get_logger, is_tracing, metrics, report_error
 
 type FailureHandler = Callable[[Scope, Receive, Send, Exception], Awaitable[bool]]
 
@@ -441,7 +441,7 @@ class _RequestCycle:
     def _record(self, seconds: float) -> None:
         method, path, status = self.scope["method"], self.scope["path"], self.status
         known_method = method if method in METHODS else "OTHER"
-        _duration(known_method, _template(self.scope), status).observe(seconds)
+        _duration(known_method, _template(self.scope), status).observe(seconds, exemplar())
         log = _log.debug if path in PROBE_PATHS else _log.info
         log(
             f"{method} {path} {status}",  # without the query, which may hold secrets

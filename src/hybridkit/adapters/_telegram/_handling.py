@@ -25,7 +25,7 @@ from hybridkit.context import RequestContext, bind, current
 from hybridkit.errors import ClaimLostError, LockLostError, UnavailableError
 from hybridkit.idempotency import Acquired, Completed, IdempotencyGuard, InProgress, Outcome, claim_key
 from hybridkit.messaging._consuming._isolation import HandlerLock
-from hybridkit.observability import get_logger, metrics, report_error, root_span
+from hybridkit.observability import exemplar, get_logger, metrics, report_error, root_span
 from hybridkit.retry import Retry, RetryAfter
 
 HANDLER_SECONDS: Final = 300.0
@@ -124,7 +124,7 @@ class UpdateRunner:
             if outcome is None:
                 return False
             seconds = time.perf_counter() - started
-            metrics.bot_update_duration.labels(update.event_type, outcome).observe(seconds)
+            metrics.bot_update_duration.labels(update.event_type, outcome).observe(seconds, exemplar())
             _log.info(
                 f"update {update.event_type} {outcome}",
                 **{"telegram.update_id": update.update_id, "duration_ms": round(seconds * 1000, 1)},

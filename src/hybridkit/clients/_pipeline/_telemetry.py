@@ -8,7 +8,7 @@ from opentelemetry.trace import Span
 
 from hybridkit.clients._pipeline._breaker import BreakerState
 from hybridkit.clients._transports._base import Response
-from hybridkit.observability import get_logger, metrics, span
+from hybridkit.observability import exemplar, get_logger, metrics, span
 
 if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
@@ -47,7 +47,7 @@ class Telemetry:
         if child is None:
             child = metrics.http_client_duration.labels(self._target, method, outcome)
             self._durations[method, outcome] = child
-        child.observe(seconds)
+        child.observe(seconds, exemplar())
 
     def span(self, method: str) -> AbstractContextManager[Span]:
         """Open the span of a call, all attempts together: https://opentelemetry.io/docs/specs/semconv/http/http-spans/."""

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +18,9 @@ from hybridkit.dataservice._postgres._schema import History, histories_of, migra
 from hybridkit.dataservice._postgres._table import ResourceTable
 from hybridkit.dataservice._postgres._writer import PostgresWriter
 from hybridkit.dataservice._store._operations import Outcome, Write
+from hybridkit.dataservice._store._pool_metrics import sample_pool
 from hybridkit.errors import UnavailableError
+from hybridkit.observability import sampled
 
 POOL_SIZE: Final = 10
 OWN_POOL_SIZE: Final = 3
@@ -126,7 +129,11 @@ async def open_postgres_store(
     pool = Pool(url, pool_size=pool_size, application_name=name)
     own_pool = Pool(url, pool_size=OWN_POOL_SIZE, application_name=f"{name}_relay")
     try:
-        yield PostgresStore(pool, own_pool, tables, histories_of(migrations))
+        with (
+            sampled(partial(sample_pool, "requests", pool)),
+            sampled(partial(sample_pool, "outbox", own_pool)),
+        ):
+            yield PostgresStore(pool, own_pool, tables, histories_of(migrations))
     finally:
         await own_pool.close()
         await pool.close()

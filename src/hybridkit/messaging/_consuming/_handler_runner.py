@@ -30,7 +30,7 @@ from hybridkit.messaging._consuming._verdict import (
     Verdict,
     WaitForDependency,
 )
-from hybridkit.observability import get_logger
+from hybridkit.observability import exemplar, get_logger
 from hybridkit.retry import GiveUp, Pause, Retry, RetryAfter
 
 FAULTS: Final = Retry.exponential(attempts=5)
@@ -163,7 +163,7 @@ class Runner:
         except TimeoutError as expired:  # ours: what the handler raises is returned
             error = expired
         finally:
-            execution.meters.duration.observe(time.perf_counter() - began)
+            execution.meters.duration.observe(time.perf_counter() - began, exemplar())
         if error is None:
             return Settled.DONE
         if timeout.expired:

@@ -8,12 +8,15 @@ its path; an event's type, never its id. The application's own metrics belong in
 from typing import Final
 
 from hybridkit.observability._metrics._coordination import CoordinationMetrics
+from hybridkit.observability._metrics._database import DatabaseMetrics
 from hybridkit.observability._metrics._declare import registry as registry
 from hybridkit.observability._metrics._events import EventMetrics, OutboxMetrics
 from hybridkit.observability._metrics._http import HttpClientMetrics, HttpServerMetrics
 from hybridkit.observability._metrics._jobs import JobMetrics
 from hybridkit.observability._metrics._page import render_metrics as render_metrics
 from hybridkit.observability._metrics._process import ProcessMetrics
+from hybridkit.observability._metrics._sampling import sampled as sampled
+from hybridkit.observability._metrics._sampling import take_samples as take_samples
 from hybridkit.observability._metrics._telegram import TelegramMetrics
 
 
@@ -22,6 +25,7 @@ class Metrics(
     HttpClientMetrics,
     EventMetrics,
     OutboxMetrics,
+    DatabaseMetrics,
     TelegramMetrics,
     CoordinationMetrics,
     JobMetrics,

@@ -1,6 +1,6 @@
 """The process itself."""
 
-from hybridkit.observability._metrics._declare import counter, histogram
+from hybridkit.observability._metrics._declare import counter, gauge, histogram
 
 _LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -8,6 +8,12 @@ _LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.
 class ProcessMetrics:
     """The process itself."""
 
+    build_info = gauge(
+        "hybridkit_build_info",
+        "1, with the service's name, version and commit in the labels.",
+        ("service", "version", "commit"),
+        workers="livemax",
+    )
     event_loop_lag = histogram(
         "hybridkit_event_loop_lag_seconds",
         "How late the event loop runs what is due, sampled by the watchdog.",

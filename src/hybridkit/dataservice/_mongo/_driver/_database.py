@@ -7,6 +7,8 @@ of the driver becomes an error that says what the caller can do.
 import warnings
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from math import isfinite
 from typing import Any, Final, TypeGuard
 from urllib.parse import parse_qsl, urlsplit
 
@@ -14,13 +16,22 @@ import pymongo
 from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import ConfigurationError
+from pymongo.monitoring import (
+    ConnectionCheckedInEvent,
+    ConnectionCheckedOutEvent,
+    ConnectionCheckOutFailedEvent,
+    ConnectionCheckOutStartedEvent,
+    ConnectionPoolListener,
+)
 from pymongo.write_concern import WriteConcern
 
 from hybridkit.context import current
 from hybridkit.dataservice._mongo._collection import HIDDEN, bookkeeping
 from hybridkit.dataservice._mongo._driver._errors import MONGO_FAILURES
 from hybridkit.dataservice._mongo._values import CODEC
+from hybridkit.dataservice._store._pool_metrics import sample_pool
 from hybridkit.errors import HybridkitError, SettingsError
+from hybridkit.observability import sampled
 
 DEFAULT_SECONDS: Final = 10.0
 """The time for a caller that sets no deadline."""
@@ -79,13 +90,52 @@ async def open_database(url: str, *, name: str) -> AsyncGenerator[AsyncDatabase[
     Raises:
         SettingsError: the driver doesn't know an option in the URL, or doesn't take its value.
     """
-    client = _client(url, name)
+    counted = _CountedPool()
+    client = _client(url, name, counted)
+    most = client.options.pool_options.max_pool_size
+    counted.pool_size = int(most) if isfinite(most) else 0
     async with client:
         durable = WriteConcern("majority") if client.write_concern.is_server_default else client.write_concern
-        yield client.get_default_database("app", codec_options=CODEC, write_concern=durable)
+        with sampled(partial(sample_pool, "requests", counted)):
+            yield client.get_default_database("app", codec_options=CODEC, write_concern=durable)
 
 
-def _client(url: str, name: str) -> "AsyncMongoClient[StoredDocument]":
+class _CountedPool(ConnectionPoolListener):
+    """Counts the connections of the driver's pools, of which it has one per server of a replica set.
+
+    https://pymongo.readthedocs.io/en/stable/api/pymongo/monitoring.html
+    """
+
+    def __init__(self) -> None:
+        self.pool_size = 0
+        self.in_use = 0
+        self.waiting = 0
+
+    def connection_check_out_started(self, event: ConnectionCheckOutStartedEvent) -> None:
+        del event
+        self.waiting += 1
+
+    def connection_check_out_failed(self, event: ConnectionCheckOutFailedEvent) -> None:
+        del event
+        self.waiting -= 1
+
+    def connection_checked_out(self, event: ConnectionCheckedOutEvent) -> None:
+        del event
+        self.waiting -= 1
+        self.in_use += 1
+
+    def connection_checked_in(self, event: ConnectionCheckedInEvent) -> None:
+        del event
+        self.in_use -= 1
+
+    def _ignore(self, event: object) -> None:
+        """Ignore what says nothing of use."""
+
+    pool_created = pool_ready = pool_cleared = pool_closed = _ignore
+    connection_created = connection_ready = connection_closed = _ignore
+
+
+def _client(url: str, name: str, listener: ConnectionPoolListener) -> "AsyncMongoClient[StoredDocument]":
     options = parse_qsl(urlsplit(url).query, keep_blank_values=True)
     asked = {option.lower() for option, _ in options}
     ours: dict[str, Any] = {
@@ -105,6 +155,7 @@ def _client(url: str, name: str) -> "AsyncMongoClient[StoredDocument]":
                 # Our keys make a repeated write safe, on servers that can't do that by themselves too.
                 retryWrites=False,
                 tz_aware=True,
+                event_listeners=[listener],
             )
     except (ConfigurationError, ValueError, TypeError, UserWarning, OSError) as error:
         problem = _what_is_wrong(options, str(error).lower())

@@ -68,10 +68,16 @@ class Pool:
         url: `postgresql://user:password@host:5432/name`, with libpq's options.
         pool_size: the largest number of connections.
         application_name: the name that `pg_stat_activity` shows.
+
+    Attributes:
+        in_use: the number of connections that work for somebody, or are being opened or settled for it.
+        waiting: the number of those who wait for a free connection.
     """
 
     def __init__(self, url: str, *, pool_size: int, application_name: str) -> None:
         self.pool_size = pool_size
+        self.in_use = 0
+        self.waiting = 0
         self._url = url
         self._application_name = application_name
         self._permits = asyncio.Semaphore(pool_size)
@@ -233,14 +239,23 @@ class Pool:
             raise DeadlinePassedError("the deadline has passed; nothing was started")
         if not self._permits.locked():
             await self._permits.acquire()
+            self.in_use += 1
             return
+        self.waiting += 1
         try:
             async with asyncio.timeout(min(left, ACQUIRE_SECONDS)):
                 await self._permits.acquire()
+            self.in_use += 1
         except TimeoutError:
             raise OverloadedError(
                 f"all {self.pool_size} connections to the database stayed taken", retry_after_seconds=1.0
             ) from None
+        finally:
+            self.waiting -= 1
+
+    def _release_permit(self) -> None:
+        self.in_use -= 1
+        self._permits.release()
 
     async def _open(self, deadline: float) -> PooledConnection:
         generation = self._generation
@@ -248,7 +263,7 @@ class Pool:
             sqlalchemy = await self._engine.connect()
             raw = await sqlalchemy.get_raw_connection()
         except BaseException as error:  # whatever it is, the permit is free again
-            self._permits.release()
+            self._release_permit()
             if isinstance(error, FAILURES) and (found := database_error(error)):
                 raise found from error
             raise
@@ -271,7 +286,7 @@ class Pool:
             self._tasks.start(connection.drop())
         else:
             self._free.append(connection)
-        self._permits.release()
+        self._release_permit()
 
     def _settle(self, connection: PooledConnection) -> asyncio.Task[None]:
         return self._tasks.start(self._settled(connection))
