@@ -18,6 +18,7 @@ from hybridkit.adapters._telegram._handling import HANDLER_SECONDS, UpdateRunner
 from hybridkit.adapters._telegram._polling import Polling
 from hybridkit.adapters._telegram._webhook import Webhook
 from hybridkit.adapters.aiogram import FAILURE_TEXTS, _connected_bot, _started
+from hybridkit.coordination import Redis, connect_redis
 from hybridkit.dev import free_port
 from hybridkit.idempotency import IdempotencyGuard, RedisDown
 from hybridkit.retry import Retry
@@ -38,6 +39,8 @@ class World:
     telegram: FakeTelegram
     redis: FakeServer = field(default_factory=FakeServer)
     menu: Menu = field(default_factory=Menu)
+    redis_url: str | None = None
+    """A real Redis, where a fake one isn't enough: dialogues need one."""
 
     @property
     def settings(self) -> BotSettings:
@@ -89,9 +92,14 @@ class World:
         *,
         failure_texts: Mapping[str, str] = FAILURE_TEXTS,
         handler_seconds: float = HANDLER_SECONDS,
-    ) -> AsyncGenerator[tuple[UpdateRunner, Bot, FakeAsyncRedis]]:
+    ) -> AsyncGenerator[tuple[UpdateRunner, Bot, Redis]]:
         async with AsyncExitStack() as stack:
-            redis = await stack.enter_async_context(FakeAsyncRedis(server=self.redis, decode_responses=True))
+            redis: Redis
+            if self.redis_url is None:
+                fake = FakeAsyncRedis(server=self.redis, decode_responses=True)
+                redis = await stack.enter_async_context(fake)
+            else:
+                redis = await stack.enter_async_context(connect_redis(self.redis_url, timeout_seconds=10))
             guard = IdempotencyGuard(redis, when_down=RedisDown.EXTERNAL)
             bot = await stack.enter_async_context(_connected_bot(settings))
             await stack.enter_async_context(_started(dispatcher, bot, redis, {Menu: self.menu, Bot: bot}))
