@@ -15,10 +15,10 @@ AT = datetime(2030, 1, 1, 12, 0, 0, tzinfo=UTC)
 @pytest.mark.real_server
 async def test_each_slot_has_its_effects_once_whatever_happens_to_the_replicas(redis_url: str) -> None:
     """Two processes, of which one is killed in mid run, over a clock that is set forward and back."""
-    verdict = await prove(redis_url, ["kill", "forward", "back", "forward"], replicas=2)
+    verdict = await prove(redis_url, ["kill", "forward", "back"], replicas=2)
     assert verdict.holds, verdict
     assert verdict.rerun >= 1
-    assert verdict.slots > 40
+    assert verdict.slots > 25
 
 
 def effects(*names: str) -> list[NewEffect]:

@@ -22,6 +22,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
+
 from hybridkit.coordination import Redis, connect_redis
 from hybridkit.dev import LocalServers
 from hybridkit.testing import FakeDataService
@@ -231,6 +233,8 @@ class Proof:
         while True:
             replica = await self._one_that_runs()
             replica.send(signal.SIGSTOP)
+            # What it was writing at that moment is written before it stops.
+            await until(lambda: psutil.Process(replica.pid).status() == psutil.STATUS_STOPPED)  # noqa: B023
             if replica.pid in self._running():
                 return replica
             replica.send(signal.SIGCONT)  # it was faster, and has written the end of its run
@@ -255,8 +259,6 @@ class Proof:
         return {pid for pid, count in open_runs.items() if count > 0}
 
     def _lines(self, what: str) -> list[str]:
-        if not self._ledger.exists():
-            return []
         return [line for line in self._ledger.read_text().splitlines() if f" {what} " in line]
 
 
@@ -270,6 +272,7 @@ async def proving(
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         ledger = Path(folder) / "ledger"
+        ledger.touch()
         data_url = await stack.enter_async_context(effects.serve())
         redis = await stack.enter_async_context(connect_redis(redis_url, timeout_seconds=10.0))
         environment = {"REDIS_URL": redis_url, "DATA_URL": data_url, "LEDGER": str(ledger)}
@@ -296,13 +299,12 @@ async def prove(redis_url: str, faults: Iterable[str], *, replicas: int = 3, see
         await proof.finish()
         async with effects.postgres_client(service="proof") as client:
             stored = [effect async for effect in client.find(EFFECTS).order_by("slot")]
-    found = judge(stored, proof.jumps)
-    return replace(
-        found,
-        faults=proof.faults,
-        rerun=proof.repetitions("begun"),
-        repeated=proof.repetitions("ended"),
-    )
+        return replace(
+            judge(stored, proof.jumps),
+            faults=proof.faults,
+            rerun=proof.repetitions("begun"),
+            repeated=proof.repetitions("ended"),
+        )
 
 
 def main() -> int:
