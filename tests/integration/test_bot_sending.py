@@ -6,8 +6,10 @@ from aiogram.filters import Command
 from aiogram.types import Message
 from pydantic import SecretStr
 
+from hybridkit.adapters._telegram._holds import Holds
 from hybridkit.adapters.aiogram import bot_lifespan
 from hybridkit.context import RequestContext
+from hybridkit.coordination import connect_redis, use_redis
 from hybridkit.errors import DeclarationError
 from hybridkit.settings import BotSettings, SecretUrl
 from hybridkit.testing import FakeTelegram, TelegramUser
@@ -55,6 +57,27 @@ async def test_a_bots_answers_wait_for_telegrams_limits_and_its_429(
     assert [message.text for message in telegram.messages] == [f"{number}" for number in range(5)]
     assert telegram.calls.count("sendMessage") == 6
     assert telegram.violations == []
+
+
+async def test_a_429_holds_up_the_chat_in_all_processes(redis_url: str) -> None:
+    """The other process learns it from Redis; without Redis each knows what it was told itself."""
+    async with (
+        connect_redis(redis_url) as first,
+        connect_redis(redis_url) as second,
+        connect_redis("redis://127.0.0.1:1/0") as none,
+    ):
+        holds, others = Holds(first), Holds(second)
+        await holds.put(4242, "7", 30)
+        assert 29 < await others.left_seconds(4242, "7") <= 30
+        assert await others.left_seconds(4242, "8") <= 0
+        assert await others.left_seconds(4243, "7") <= 0
+        with use_redis(second):
+            assert await Holds(None).left_seconds(4242, "7") > 29
+        alone = Holds(none)
+        await alone.put(4242, "9", 30)
+        assert await alone.left_seconds(4242, "9") > 29
+        assert await others.left_seconds(4242, "9") <= 0
+        assert repr(alone) == "Holds(1 chats)"
 
 
 async def test_a_user_who_has_blocked_the_bot_is_noted(redis_url: str, rabbitmq_url: str) -> None:

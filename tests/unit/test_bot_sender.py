@@ -20,6 +20,7 @@ from aiogram.methods import (
 from aiogram.types import InputMediaPhoto
 from fakeredis import FakeAsyncRedis
 
+from hybridkit.adapters._telegram._holds import Holds
 from hybridkit.adapters._telegram._sender import (
     LIMITS,
     MAX_ATTEMPTS,
@@ -51,6 +52,19 @@ class SharedLimiter(RateLimiter):
         return LimitDecision(allowed == 1, policy, rate, left, wait / 1e6, reset / 1e6, False)
 
 
+class SharedHolds(Holds):
+    """Keeps the holds of all processes, as Redis does."""
+
+    async def put(self, bot_id: int, chat: str, seconds: float) -> None:
+        self._until[chat] = now() + seconds
+
+    def _multiplexer(self) -> Any:
+        return self
+
+    async def execute(self, *_: object) -> int:
+        return -2
+
+
 def now() -> float:
     return asyncio.get_running_loop().time()
 
@@ -62,13 +76,14 @@ class Telegram:
         self.bot = Bot("4242:token")
         self.limits = Limits(enforces=False, clock=now)
         self.limiter = SharedLimiter()
+        self.holds = SharedHolds(None)
         self.sent: dict[Any, list[str]] = defaultdict(list)
         self.refuse: Any = lambda _: None
 
     def sender(self, **options: Any) -> Sender:
         """Return the sender of one more process."""
         made = Sender(cast("Any", None), **options)
-        made._limiter = self.limiter
+        made._limiter, made._holds = self.limiter, self.holds
         return made
 
     async def take(self, bot: Bot, method: TelegramMethod[Any]) -> Response[Any]:
@@ -146,7 +161,7 @@ def test_retry_after_is_waited_for_and_holds_up_that_chat_alone() -> None:
 
     async def main() -> None:
         telegram = Telegram()
-        sender = telegram.sender()
+        sender, other_process = telegram.sender(), telegram.sender()
         refusals = [20]
 
         def refuse(method: TelegramMethod[Any]) -> None:
@@ -159,10 +174,13 @@ def test_retry_after_is_waited_for_and_holds_up_that_chat_alone() -> None:
         first = asyncio.create_task(telegram.send(sender, 7, "first"))
         second = asyncio.create_task(telegram.send(sender, 7, "second"))
         await asyncio.sleep(1)
+        third = asyncio.create_task(telegram.send(other_process, 7, "third"))
         await telegram.send(sender, 8, "other")
         assert now() - started < 2
-        await asyncio.gather(first, second)
-        assert telegram.sent == {8: ["other"], 7: ["first", "second"]}
+        await asyncio.gather(first, second, third)
+        assert telegram.sent[8] == ["other"]
+        assert sorted(telegram.sent[7]) == ["first", "second", "third"]
+        assert telegram.sent[7].index("first") < telegram.sent[7].index("second")
         assert now() - started >= 20
         assert telegram.limits.violations == []
 

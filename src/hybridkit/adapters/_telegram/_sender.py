@@ -25,6 +25,7 @@ from aiogram.exceptions import TelegramForbiddenError, TelegramNetworkError, Tel
 from aiogram.methods import Response, TelegramMethod
 
 from hybridkit.adapters._telegram._files import own_cause
+from hybridkit.adapters._telegram._holds import Holds
 from hybridkit.context import RequestContext, current
 from hybridkit.coordination import Rate, RateLimiter, Redis
 from hybridkit.errors import OverloadedError
@@ -53,9 +54,6 @@ MAX_HOLD_SECONDS: Final = 60.0
 
 MAX_ATTEMPTS: Final = 5
 """How often a message is sent at most, if Telegram answers each time with 429."""
-
-MANY_CHATS: Final = 3
-"""With so many chats on hold at once, Telegram means the bot, so that all others wait too."""
 
 BLOCKED_HANDLER_SECONDS: Final = 10.0
 
@@ -98,7 +96,7 @@ class Sender(BaseRequestMiddleware):
         self._on_blocked = on_blocked
         self._turns: dict[str, asyncio.Lock] = {}
         self._waiting: Counter[str] = Counter()
-        self._not_before: dict[str, float] = {}
+        self._holds = Holds(redis)
         self._bot_turn = asyncio.Lock()
 
     def __repr__(self) -> str:
@@ -152,7 +150,7 @@ class Sender(BaseRequestMiddleware):
                 return await make_request(bot, method)
             except TelegramRetryAfter as error:
                 metrics.bot_messages_refused.inc()
-                self._not_before[chat] = _now() + error.retry_after
+                await self._holds.put(bot.id, chat, error.retry_after)
                 _log.warning(
                     "Telegram wants the bot to wait", retry_after_seconds=error.retry_after, attempt=number
                 )
@@ -191,7 +189,7 @@ class Sender(BaseRequestMiddleware):
             f"{bot.id}:{chat}" if is_group else None,
         )
         while any(key is not None for key in keys):
-            await self._wait_while_held(method, chat)
+            await self._wait_while_held(bot, method, chat)
             # One asks at a time, so that messages of many chats go in the order in which their turn came.
             async with self._bot_turn:
                 decision = await self._limiter.check(*keys)
@@ -202,17 +200,9 @@ class Sender(BaseRequestMiddleware):
                 return
             await asyncio.sleep(decision.retry_after_seconds)
 
-    async def _wait_while_held(self, method: TelegramMethod[Any], chat: str) -> None:
+    async def _wait_while_held(self, bot: Bot, method: TelegramMethod[Any], chat: str) -> None:
         """Wait until the time is over that Telegram has named for the chat, or for many chats."""
-        while True:
-            now = _now()
-            self._not_before = {each: until for each, until in self._not_before.items() if until > now}
-            until = self._not_before.get(chat, 0.0)
-            if len(self._not_before) >= MANY_CHATS:
-                until = max(until, min(self._not_before.values()))
-            seconds = until - now
-            if seconds <= 0:
-                return
+        while (seconds := await self._holds.left_seconds(bot.id, chat)) > 0:
             if seconds > MAX_HOLD_SECONDS:
                 raise TelegramRetryAfter(method, "Too Many Requests", retry_after=math.ceil(seconds))
             await asyncio.sleep(seconds)
