@@ -24,6 +24,7 @@ from functools import partial
 from http.client import responses
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Final, cast, get_args
+from warnings import catch_warnings, filterwarnings
 
 from pydantic_core.core_schema import ErrorType
 
@@ -64,7 +65,7 @@ from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.lifespan import ServiceResources
 from hybridkit.messaging import RobustPublisher
 from hybridkit.security import OpenAccess, Security
-from hybridkit.settings import ServiceSettings
+from hybridkit.settings import EdgeSettings, RedisSettings, ServiceSettings
 
 try:
     from fastapi import FastAPI, Request, Response
@@ -75,6 +76,7 @@ try:
     from starlette.types import ASGIApp
 
     from hybridkit.adapters._http._keyed_routes import claims_after_dependencies, is_routed, reads_body
+    from hybridkit.adapters._http._openapi import complete_document, name_apart, operation_id
     from hybridkit.adapters._http._own_routes import add_own_routes, hide_documents
     from hybridkit.adapters._http._rate_limits import (
         LimitMiddleware,
@@ -205,7 +207,14 @@ def create_app(
 
     edge = Edge(internal=internal, timeouts=timeouts)
     # A redirect to the path without its slash would repeat a write, at an address taken from `Host`.
-    app = _Api(title=title, version=version, lifespan=with_resources, redirect_slashes=False)
+    app = _Api(
+        title=title,
+        version=version,
+        lifespan=with_resources,
+        redirect_slashes=False,
+        generate_unique_id_function=operation_id,
+    )
+    app.state.is_internal = internal
     hide_documents(app)
     app.state.settings_class = settings_class
     app.state.localization = localization or (None if internal else Localization())
@@ -270,8 +279,20 @@ class _Api(FastAPI):
         if self.openapi_schema:
             return self.openapi_schema
         document_limits(self.routes)
-        document = super().openapi()
+        with catch_warnings():
+            filterwarnings(
+                "ignore", "Duplicate Operation ID"
+            )  # of one route with several methods, told apart below
+            document = super().openapi()
+        name_apart(document)
         describe_required_keys(document)
+        if not self.state.is_internal:
+            settings_class: type[ServiceSettings] = self.state.settings_class
+            complete_document(
+                document,
+                has_keys=issubclass(settings_class, RedisSettings),
+                has_limit=issubclass(settings_class, EdgeSettings),
+            )
         if isinstance(self.state.security, Security):
             describe_security(document, self.routes, self.state.security)
         return document

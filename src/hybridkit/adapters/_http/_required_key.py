@@ -11,7 +11,7 @@ from hybridkit.contract._headers import MAX_KEY_LENGTH
 from hybridkit.errors import DeclarationError
 
 KEY_HEADER: Final = "Idempotency-Key"
-_SYNTAX: Final = (
+KEY_SYNTAX: Final = (
     f"1 to {MAX_KEY_LENGTH} printable ASCII characters in quotation marks (a string of RFC 9651), or bare. Made once"
     " per operation, such as a UUID, and sent again with each repetition of the same request."
 )
@@ -22,7 +22,7 @@ _ANSWERS: Final = {
     "422": "the request does not fit (`VALIDATION`), or the key came with another request before (`KEY_REUSED`)",
 }
 _SCHEMA: Final = {"$ref": "#/components/schemas/Problem"}
-_REPLAYED: Final = {
+REPLAYED: Final = {
     "description": "`true` where this is the answer of an earlier request with the same key",
     "schema": {"type": "string", "enum": ["true"]},
 }
@@ -30,7 +30,7 @@ _REPLAYED: Final = {
 
 async def require_idempotency_key(
     request: Request,
-    key: Annotated[str, Header(alias=KEY_HEADER, description=_SYNTAX, examples=['"8e03978e-40d5-43dd"'])],
+    key: Annotated[str, Header(alias=KEY_HEADER, description=KEY_SYNTAX, examples=['"8e03978e-40d5-43dd"'])],
 ) -> str:
     """Refuse a write without an `Idempotency-Key` with 400, and return the key, unquoted.
 
@@ -73,7 +73,7 @@ def describe_required_keys(document: dict[str, Any]) -> None:
                 answers[status] = told
         for status, answer in answers.items():
             if status.startswith("2"):
-                answer.setdefault("headers", {}).setdefault("Idempotency-Replayed", _REPLAYED)
+                answer.setdefault("headers", {}).setdefault("Idempotency-Replayed", REPLAYED)
     if operations:
         schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         named = {**schema.pop("$defs", {}), "Problem": schema}
