@@ -28,7 +28,7 @@ from hybridkit.settings import ServiceSettings
 from tests.helpers.ecs import index, lines_of
 
 HERE: Final = Path(__file__).parent / "opensearch"
-ODD_LINES: Final = 3000
+ODD_LINES: Final = 1000
 PER_REQUEST: Final = 500
 READY_SECONDS: Final = 120.0
 
@@ -167,7 +167,7 @@ def node(scratch: Path) -> Generator[httpx.Client]:
         ) as process,
     ):
         assert process.stdin is not None
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:
             try:
                 wait_until_ready(client, process)
                 yield client

@@ -16,7 +16,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from contextvars import ContextVar
 from enum import Enum, auto
 from functools import partial
-from typing import Any, Final, Literal, NewType, Self, cast, get_origin
+from typing import TYPE_CHECKING, Any, Final, Literal, NewType, Self, cast, get_origin
 
 from hybridkit.clients import ClientPolicy, MongoDataClient, PostgresDataClient
 from hybridkit.codec import format_timestamp
@@ -52,6 +52,9 @@ from hybridkit.observability import (
     report_error,
 )
 from hybridkit.settings import DataClientSettings, RabbitSettings, RedisSettings, SecretUrl, ServiceSettings
+
+if TYPE_CHECKING:
+    from hybridkit.adapters._process_events import ProcessEvents
 
 type Kind = Literal["fastapi", "aiogram", "worker"]
 
@@ -151,6 +154,8 @@ async def open_resources(
                 )
             if dependencies := list(_dependencies(kind, settings)):
                 await resources.open_together(*dependencies)
+            if isinstance(settings, RabbitSettings) and settings.process_events:
+                await resources.open("process_events", lambda: _process_events(settings, resources))
             redis = resources.providers.get(Redis)
             if isinstance(redis, Redis):
                 resources.provide(IdempotencyGuard, IdempotencyGuard(redis, when_down=when_down))
@@ -197,6 +202,13 @@ def _management_server(settings: ServiceSettings, health: Health, *, is_shared: 
 async def _flush_logs(seconds: float) -> None:
     if not flush_logs(0):
         await asyncio.to_thread(flush_logs, seconds)
+
+
+def _process_events(settings: ServiceSettings, resources: ServiceResources) -> "ProcessEvents":
+    # Imported here, as the import puts the events into the registry.
+    from hybridkit.adapters._process_events import ProcessEvents  # noqa: PLC0415
+
+    return ProcessEvents(provided(resources, RobustPublisher), settings, resources.health)
 
 
 def _watchdog(settings: ServiceSettings) -> Watchdog:

@@ -111,10 +111,16 @@ class Health:
         self._is_started = False
         self._is_draining = False
         self._is_alive: Callable[[], bool] = lambda: True
+        self._listeners: list[Callable[[Readiness], None]] = []
+        self._last_told: str = "starting"
 
     def watch(self, is_alive: Callable[[], bool]) -> None:
         """Make liveness depend on this, as a rule on `Watchdog.is_alive`; otherwise an answer is taken for life."""
         self._is_alive = is_alive
+
+    def on_change(self, listener: Callable[[Readiness], None]) -> None:
+        """Call a function at each change of the status: when the start is complete, after probes, and at the stop."""
+        self._listeners.append(listener)
 
     def add(self, name: str, probe: Probe) -> None:
         """Make readiness depend on this probe.
@@ -139,10 +145,12 @@ class Health:
     def started(self) -> None:
         """Mark the start as complete: from now on the probes decide."""
         self._is_started = True
+        self._tell_change()
 
     def drain(self) -> None:
         """Mark the process as stopping: it is no longer ready, whatever the probes say."""
         self._is_draining = True
+        self._tell_change()
 
     def liveness(self) -> tuple[int, dict[str, Any]]:
         """Return the HTTP status of `/health`, 200 or 503, and its body."""
@@ -158,7 +166,17 @@ class Health:
                 self._round.add_done_callback(self._end_round)
             # Shielded: a caller that is cancelled must not cancel the round for the others.
             await asyncio.shield(self._round)
+        return self._current()
+
+    def _current(self) -> Readiness:
         return Readiness(self._status(), dict(self._states))
+
+    def _tell_change(self) -> None:
+        current = self._current()
+        if current.status != self._last_told:
+            self._last_told = current.status
+            for listener in self._listeners:
+                listener(current)
 
     def _status(self) -> Literal["ready", "starting", "not_ready", "draining"]:
         if self._is_draining:
@@ -174,6 +192,7 @@ class Health:
             if name in self._probes:
                 self._note(name, state)
         self._fresh_until = self._clock() + self._cache_seconds
+        self._tell_change()
 
     async def _ask(self, name: str, probe: Probe) -> DependencyState:
         if name in self._hanging:

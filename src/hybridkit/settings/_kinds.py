@@ -25,9 +25,11 @@ class RabbitSettings(ServiceSettings):
 
     Attributes:
         rabbitmq_url: one broker, or several with one user: `amqp://user:password@a:5672,b:5672/`.
+        process_events: whether to publish the events of `hybridkit.events.process`: of the start, the health, the stop.
     """
 
     rabbitmq_url: AmqpUrl = required("amqps://user:password@rabbitmq:5671/")
+    process_events: bool = False
 
 
 class RedisSettings(ServiceSettings):
