@@ -28,8 +28,8 @@ from hybridkit.settings import ServiceSettings
 from tests.helpers.ecs import index, lines_of
 
 HERE: Final = Path(__file__).parent / "opensearch"
-ODD_LINES: Final = 1000
-PER_REQUEST: Final = 500
+ODD_LINES: Final = 500
+PER_REQUEST: Final = 100
 READY_SECONDS: Final = 120.0
 
 

@@ -22,6 +22,7 @@ final class SingleNode extends Node {
             .put("http.type", "netty4")
             .put("http.port", arguments[0])
             .put("transport.port", "0")
+            .put("indices.mapping.dynamic_timeout", "5m")
             .put("path.home", arguments[1])
             .build();
         Environment environment =
