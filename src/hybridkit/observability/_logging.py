@@ -262,6 +262,9 @@ def _json_renderer(settings: ServiceSettings) -> _Render:
             line["http.request.id"] = request_id
         if isinstance(user_id := event.get("user_id"), str):
             line["user.id"] = user_id
+        for name_of_id in ("trace.id", "span.id"):
+            if isinstance(event.get(name_of_id), str):
+                line[name_of_id] = event.pop(name_of_id)
         error = event.pop("exc_info")
         stack = event.pop("stack", None)
         if error is not None:

@@ -3,6 +3,7 @@
 https://www.w3.org/TR/trace-context/
 """
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -13,6 +14,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 PROPAGATOR: Final = TraceContextTextMapPropagator()
 
+_TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
+
 _DECIDED_ANEW: Final = "hybridkit.decided_anew"
 """The key in a context whose remote parent was sent by somebody outside."""
 
@@ -22,12 +25,17 @@ def remote_trace(headers: Mapping[str, str]) -> Context:
     return PROPAGATOR.extract(headers, context=Context())
 
 
-def untrusted(context: Context) -> Context:
-    """Return a context in which sampling is decided anew, without the state that the caller wants handed on."""
-    theirs = trace.get_current_span(context).get_span_context()
-    if not theirs.is_valid:
-        return context
-    parent = SpanContext(theirs.trace_id, theirs.span_id, is_remote=True, trace_flags=theirs.trace_flags)
+def outside_trace(headers: Mapping[str, str]) -> Context:
+    """Return a context with the ids of a caller from outside, in which sampling is decided anew.
+
+    The caller's `tracestate` is dropped, as it would be handed on to all our services.
+    """
+    found = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
+    if found is None:
+        return Context()
+    parent = SpanContext(int(found[1], 16), int(found[2], 16), is_remote=True)
+    if not parent.is_valid:
+        return Context()
     return set_value(_DECIDED_ANEW, True, trace.set_span_in_context(NonRecordingSpan(parent), Context()))
 
 

@@ -22,7 +22,7 @@ from hybridkit.errors import MissingExtraError
 from hybridkit.observability._flushing import flushed_within
 from hybridkit.observability._redaction import masked, remember_secrets
 from hybridkit.observability._texts import class_name, printable, stack_of
-from hybridkit.observability._trace_context import PROPAGATOR, remote_trace, untrusted
+from hybridkit.observability._trace_context import PROPAGATOR, outside_trace, remote_trace
 from hybridkit.settings import ServiceSettings
 
 if TYPE_CHECKING:
@@ -64,10 +64,8 @@ def span(
     """
     if parent is None and not is_tracing():
         return nullcontext(trace.get_current_span())
-    if parent is None:
-        context = get_current()
-    else:
-        context = untrusted(remote_trace(parent)) if from_outside else remote_trace(parent)
+    read = outside_trace if from_outside else remote_trace
+    context = get_current() if parent is None else read(parent)
     return _recorded(name, _KINDS[kind], context, linked, attributes)
 
 
@@ -97,10 +95,10 @@ def _recorded(
     linked: Mapping[str, str] | None,
     attributes: Mapping[str, AttributeValue] | None,
 ) -> Generator[Span]:
-    # Attached, not only passed to the tracer: without an SDK, older versions of the API drop what it is passed.
-    outer = attach(context)
-    started = _started(name, kind, attributes, _links(linked) if linked else None)
-    token = attach(trace.set_span_in_context(started, context))
+    started = _started(name, kind, context, attributes, _links(linked) if linked else None)
+    # Without an SDK, older versions of the API make a span of nothing, and the caller's is to be passed on.
+    is_there = started is not trace.INVALID_SPAN
+    token = attach(trace.set_span_in_context(started, context) if is_there else context)
     try:
         yield started
     except Exception as error:
@@ -108,7 +106,6 @@ def _recorded(
         raise
     finally:
         detach(token)
-        detach(outer)
         with suppress(Exception):  # a processor of the application's own must not fail what it observes
             started.end()
 
@@ -116,6 +113,7 @@ def _recorded(
 def _started(
     name: str,
     kind: SpanKind,
+    context: Context,
     attributes: Mapping[str, AttributeValue] | None,
     links: list[Link] | None,
 ) -> Span:
@@ -123,7 +121,7 @@ def _started(
     if about is not None:
         attributes = {**(attributes or {}), "request_id": about.request_id}
     try:
-        return _tracer.start_span(name, kind=kind, attributes=attributes, links=links)
+        return _tracer.start_span(name, context, kind=kind, attributes=attributes, links=links)
     except Exception:  # noqa: BLE001 # a processor or sampler of the application's own must not fail what it observes
         return trace.INVALID_SPAN
 

@@ -1,0 +1,130 @@
+"""One side of `benchmarks.adapters`, a process of its own: a trivial route, called as an ASGI application.
+
+    python -m benchmarks._api_side bare
+
+It prints the microseconds of CPU time per request, its threads included, the median of many rounds.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import AsyncGenerator, Callable, MutableMapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import uvloop
+from fastapi import FastAPI
+
+from hybridkit.adapters.fastapi import create_app
+from hybridkit.observability import configure_logging
+from hybridkit.security import OPEN
+from hybridkit.settings import ServiceSettings
+
+ROUNDS: Final = 9
+REQUESTS: Final = 1_000
+
+SCOPE: Final[dict[str, Any]] = {
+    "type": "http",
+    "asgi": {"version": "3.0", "spec_version": "2.3"},
+    "http_version": "1.1",
+    "method": "GET",
+    "scheme": "http",
+    "path": "/items/7",
+    "raw_path": b"/items/7",
+    "query_string": b"",
+    "root_path": "",
+    "headers": [
+        (b"host", b"127.0.0.1:8000"),
+        (b"accept", b"*/*"),
+        (b"accept-encoding", b"gzip, deflate"),
+        (b"user-agent", b"benchmark/1.0"),
+        (b"traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+    ],
+    "client": ("127.0.0.1", 40000),
+    "server": ("127.0.0.1", 8000),
+}
+
+
+def bare() -> AbstractAsyncContextManager[FastAPI]:
+    """Return FastAPI as it comes."""
+
+    @asynccontextmanager
+    async def opened() -> AsyncGenerator[FastAPI]:
+        app = FastAPI()
+        with_route(app)
+        yield app
+
+    return opened()
+
+
+def ours(**environment: str) -> AbstractAsyncContextManager[FastAPI]:
+    """Return an application of ours that writes its log lines as JSON, to nowhere."""
+
+    @asynccontextmanager
+    async def opened() -> AsyncGenerator[FastAPI]:
+        os.environ.update({"ENVIRONMENT": "test", "SERVICE_NAME": "benchmark", "MANAGEMENT_PORT": "0"})
+        os.environ.update({"LOG_FORMAT": "json", **environment})
+        configure_logging(ServiceSettings())
+        app = create_app(ServiceSettings, title="Benchmark", security=OPEN)
+        with_route(app)
+        async with app.router.lifespan_context(app):
+            yield app
+
+    return opened()
+
+
+def with_route(app: FastAPI) -> None:
+    """Add the trivial route."""
+
+    @app.get("/items/{number}")
+    async def read(number: int) -> dict[str, int]:  # pyright: ignore[reportUnusedFunction]
+        return {"number": number}
+
+
+SIDES: Final[dict[str, Callable[[], AbstractAsyncContextManager[FastAPI]]]] = {
+    "bare": bare,
+    "plain": ours,
+    "traced": ours,
+    "sampled_out": lambda: ours(TRACE_SAMPLE_RATIO="0"),
+}
+
+
+async def microseconds(app: FastAPI) -> float:
+    """Return the CPU time of one request."""
+    found = [await _round(app) for _ in range(ROUNDS + 1)]
+    return statistics.median(found[1:])  # the first one warms up
+
+
+async def _round(app: FastAPI) -> float:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    answered = 0
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        nonlocal answered
+        answered += message.get("status", 0) == 200
+
+    began = time.process_time()
+    for _ in range(REQUESTS):
+        await app({**SCOPE}, receive, send)
+    took = time.process_time() - began
+    assert answered == REQUESTS
+    return took / REQUESTS * 1e6
+
+
+async def _measure(side: str) -> float:
+    async with SIDES[side]() as app:
+        return await microseconds(app)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="benchmarks._api_side", description=__doc__)
+    parser.add_argument("side", choices=SIDES)
+    chosen = parser.parse_args().side
+    result = sys.stderr
+    sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # for the process's life
+    print(uvloop.run(_measure(chosen)), file=result)
