@@ -15,6 +15,7 @@ CRITICAL = [
     "src/hybridkit/adapters/_telegram/_chat_turns.py",
     "src/hybridkit/adapters/_telegram/_fsm.py",
     "src/hybridkit/adapters/_http/_web_sessions.py",
+    "src/hybridkit/adapters/_security/*.py",
     "src/hybridkit/_tasks.py",
     "src/hybridkit/clients/_transaction*.py",
     "src/hybridkit/clients/_transports/_heads.py",
@@ -55,6 +56,7 @@ CRITICAL = [
     "src/hybridkit/idempotency/*.py",
     "src/hybridkit/messaging/**/*.py",
     "src/hybridkit/retry.py",
+    "src/hybridkit/security/*.py",
 ]
 
 

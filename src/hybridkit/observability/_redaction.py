@@ -1,7 +1,8 @@
 """Mask secrets in texts that leave the process: log lines, spans and error reports, all by the same rules.
 
-Masked are user and password of a URL, the token in a URL of the Telegram Bot API, bearer tokens, `Authorization` and
-`Cookie` wherever a text quotes them, parameters whose names tell of a secret, and the secrets of the settings.
+Masked are user and password of a URL, the token in a URL of the Telegram Bot API, bearer tokens, JSON Web Tokens and
+refresh tokens, `Authorization` and `Cookie` wherever a text quotes them, parameters whose names tell of a secret, and
+the secrets of the settings.
 """
 
 import json
@@ -32,6 +33,8 @@ _IN_PARAMETERS: Final = re.compile(
     re.IGNORECASE,
 )
 _QUERY: Final = re.compile(rb"(://[^\s\"'<>?]*\?)[^\s\"'<>]+")
+_TOKENS: Final = re.compile(rb"\beyJ[\w-]{8,}\.[\w-]+\.[\w-]*|\bhkr_[\w-]{16,}[\w.-]*")
+"""JSON Web Tokens, and the refresh tokens of `hybridkit.security`, wherever they stand."""
 _KEPT: Final = rb"\g<1>\g<2>" + MASK.encode()
 _KEPT_OF_HEADERS: Final = rb"\g<1>\g<2>\g<3>" + MASK.encode()
 _KEPT_OF_QUERY: Final = rb"\g<1>" + MASK.encode()
@@ -58,6 +61,8 @@ def masked_line(line: bytes) -> bytes:
     lowered = line.lower()
     if b"bearer" in lowered or b"authorization" in lowered or b"cookie" in lowered:
         line = _IN_HEADERS.sub(_KEPT_OF_HEADERS, line)
+    if b"eyJ" in line or b"hkr_" in line:
+        line = _TOKENS.sub(MASK.encode(), line)
     if b"?" in line:
         line = _IN_PARAMETERS.sub(_KEPT_OF_QUERY, line)
     for secret in _known:
