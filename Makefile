@@ -5,7 +5,7 @@
 # Images for containers often set it. The tests start a thousand Pythons, and each would compile all that it imports.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help setup quick test test_lowest test_rabbitmq_3_10 lint format docs catalogues servers demo ledger relay crash_points redis_failover jobs bot_replicas sending trace properties schemathesis
+.PHONY: help setup quick test test_lowest test_rabbitmq_3_10 lint format docs catalogues servers demo ledger relay crash_points redis_failover jobs bot_replicas sending stops trace properties schemathesis
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z0-9_]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
@@ -76,6 +76,9 @@ redis_failover: setup ## Prove that fail-overs of Redis lose nothing and hang no
 jobs: setup ## Prove that each slot of a job has its effects once, over replicas that die and a clock that jumps; 4 minutes
 	@$(MAKE) --no-print-directory servers
 	@.venv/bin/python -m tests.proofs.jobs
+stops: setup ## Prove that 100 stops of each kind of process in mid work lose nothing and double nothing; 20 minutes
+	@$(MAKE) --no-print-directory servers
+	@.venv/bin/python -m tests.proofs.stops
 
 sending: setup ## Prove that two processes of a bot together keep Telegram's limits; half a minute
 	@$(MAKE) --no-print-directory servers
