@@ -50,6 +50,10 @@ COMMANDS: Final = {
         "hybridkit.cli._migrations:migrate_app",
         "Bring a database to what a data service declares.",
     ),
+    "run": (
+        "hybridkit.cli._run:app",
+        "Run all processes of an application for development.",
+    ),
     "revision": (
         "hybridkit.cli._migrations:revision_app",
         "Write the Alembic revision to the declared tables.",

@@ -240,6 +240,14 @@ class Stack:
             tails = "\n\n".join(f"{name}:\n{self.log_tail(name, lines=TAIL_LINES)}" for name in self.names)
             raise TimeoutError(f"{error}; the logs end with\n\n{tails}") from None
 
+    def check_running(self) -> None:
+        """Check that no process has ended by itself.
+
+        Raises:
+            ServerStartError: one has; the message has its exit code and the end of its log.
+        """
+        self._entered().supervisor.check_running()
+
     def logs(self, request_id: str) -> list[LogLine]:
         """Return the lines of all processes about one request, in the order of time."""
         return merge_logs(self._entered().supervisor.logs, request_id=request_id)
