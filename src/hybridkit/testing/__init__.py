@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hybridkit.dataservice._memory._table import UniqueWhere
+    from hybridkit.testing._api import running_api, signed_in
     from hybridkit.testing._collected_events import CollectedEvents, collect_events
     from hybridkit.testing._data_faults import DataFaults
     from hybridkit.testing._data_service import FakeDataService
@@ -34,10 +35,14 @@ __all__ = [
     "UniqueWhere",
     "assert_every_route_has_a_policy",
     "collect_events",
+    "running_api",
+    "signed_in",
     "until",
 ]
 
 _HOMES = {
+    "running_api": "hybridkit.testing._api",
+    "signed_in": "hybridkit.testing._api",
     "CollectedEvents": "hybridkit.testing._collected_events",
     "DataFaults": "hybridkit.testing._data_faults",
     "FakeDataService": "hybridkit.testing._data_service",
