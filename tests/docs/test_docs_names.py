@@ -120,7 +120,7 @@ def declared(field: Any, column: Any) -> ResourceTable:
 
     fields: dict[str, Any] = {"value": (field, ...)}
     create = create_model("NewThing", **fields)
-    record = create_model("Thing", __base__=(create, Record))
+    record: Any = create_model("Thing", __base__=(create, Record))
     things: Any = Resource("things", record=record, create=create, update=create)
     table: Any = type(
         "ThingTable", (RecordColumns, Base), {"__tablename__": "things", "value": mapped_column(column)}
