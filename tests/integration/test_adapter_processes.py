@@ -168,6 +168,25 @@ async def test_a_workers_handlers_get_what_the_settings_name(redis_url: str, rab
     assert {"redis", "rabbitmq", "worker.asked"} < set(readiness.dependencies)
 
 
+async def test_a_worker_may_be_started_again_with_other_settings(redis_url: str, rabbitmq_url: str) -> None:
+    """Its consumer lives at module level, and keeps nothing of the settings of an earlier start."""
+    consumer = RobustConsumer("worker.again")
+    seen: asyncio.Queue[str] = asyncio.Queue()
+
+    @consumer.on(Asked)
+    async def answer(event: Asked, settings: WorkerSettings) -> None:
+        seen.put_nowait(settings.service_name)
+
+    for name in ("first_worker", "second_worker"):
+        settings = WorkerSettings(
+            service_name=name, port=0, redis_url=SecretUrl(redis_url), rabbitmq_url=SecretUrl(rabbitmq_url)
+        )
+        async with worker_lifespan(settings, consumers=[consumer]) as resources:
+            resources.started()
+            await resources.providers[RobustPublisher].publish(Asked(number=1))  # type: ignore[attr-defined]
+            assert await asyncio.wait_for(seen.get(), 30) == name
+
+
 async def test_a_bot_answers_and_consumes_beside(redis_url: str, rabbitmq_url: str) -> None:
     """A handler publishes an event, and a consumer in the same process answers by the bot."""
     dispatcher, consumer = Dispatcher(), RobustConsumer("bot.asked")
