@@ -13,7 +13,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 CRITICAL = [
     "src/hybridkit/adapters/_telegram/_chat_turns.py",
+    "src/hybridkit/adapters/_telegram/_files.py",
     "src/hybridkit/adapters/_telegram/_fsm.py",
+    "src/hybridkit/adapters/_telegram/_holds.py",
+    "src/hybridkit/adapters/_telegram/_sender.py",
+    "src/hybridkit/adapters/localization.py",
     "src/hybridkit/adapters/_http/_web_sessions.py",
     "src/hybridkit/adapters/_security/*.py",
     "src/hybridkit/_tasks.py",

@@ -208,6 +208,7 @@ def test_the_default_may_be_another_than_the_sources(tmp_path: Path) -> None:
     assert (texts.translator("de").language, texts.translator("en").language) == ("ru", "en")
     assert repr(texts) == "Localization(en, ru)"
     assert repr(texts.translator("de")) == "Translator('ru')"
+    assert Localization(source="ca_valencia", default="ru").languages[0] == "ca-valencia"
     with pytest.raises(DeclarationError, match="'de' is not there: catalogues are for en, ru"):
         Localization(tmp_path, default="de")
 

@@ -9,9 +9,10 @@ from aiogram.types import Message
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel, Field
 
+from hybridkit.adapters._http._language import RequestLanguage
 from hybridkit.adapters.dependencies import Texts
 from hybridkit.adapters.fastapi import create_app
-from hybridkit.adapters.localization import Translator, ngettext, translator
+from hybridkit.adapters.localization import Localization, Translator, ngettext, translator
 from hybridkit.errors import NotFoundError, RuleViolationError
 from hybridkit.testing import TelegramUser
 from tests.helpers.apis import Settings, serving
@@ -111,6 +112,17 @@ async def test_messages_about_fields_are_in_the_callers_language() -> None:
             await client.post("/books", content=b"{", headers=RUSSIAN | {"content-type": "application/json"})
         ).json()
         assert nothing["errors"][0]["message"] == "тело запроса — не JSON"
+
+
+def test_the_language_of_a_request_is_chosen_once() -> None:
+    """When its first text is needed; also where there is no response to tell of it, as in a WebSocket."""
+    scope: dict[str, Any] = {"type": "websocket", "headers": [(b"accept-language", b"ru")]}
+    language = RequestLanguage(Localization(), scope)
+    assert repr(language) == "RequestLanguage(None)"
+    first = language()
+    scope["headers"] = []
+    assert language() is first
+    assert repr(language) == "RequestLanguage(Translator('ru'))"
 
 
 async def test_a_data_service_speaks_english() -> None:

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import httpx
 import pytest
@@ -20,12 +21,20 @@ from aiogram.exceptions import (
     TelegramServerError,
     TelegramUnauthorizedError,
 )
-from aiogram.types import BufferedInputFile
+from aiogram.types import (
+    BotCommand,
+    BufferedInputFile,
+    InlineKeyboardButton,
+    InlineKeyboardMarkup,
+    InputMediaDocument,
+    InputMediaPhoto,
+)
 
 from hybridkit._http_server import HttpLimits, HttpRequest, HttpResponse, HttpServer
 from hybridkit.testing import FakeTelegram, LimitViolation, TelegramUser
 from hybridkit.testing.__main__ import main
 from hybridkit.testing._telegram._limits import Limits
+from hybridkit.testing._telegram._updates import chat_of
 
 ADA = TelegramUser(id=7, first_name="Ада", language_code="ru")
 
@@ -441,3 +450,128 @@ def test_the_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None
     assert end.value.code == 0
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("--port", "8081", "--token", "/control/updates"))
+
+
+# ── the methods of ordinary bots ─────────────────────────────────────────────────────────────────
+
+
+async def test_every_kind_of_message_is_recorded(telegram: FakeTelegram, bot: Bot) -> None:
+    """Aiogram reads each answer as the type that the method returns."""
+    file = BufferedInputFile(b"content", "a.bin")
+    sent = [
+        await bot.send_audio(7, file),
+        await bot.send_voice(7, file),
+        await bot.send_video(7, file),
+        await bot.send_video_note(7, file),
+        await bot.send_animation(7, file, caption="moves"),
+        await bot.send_sticker(7, file),
+        await bot.send_photo(7, "https://example.com/a.png"),
+        await bot.send_dice(7),
+        await bot.send_location(7, 41.7, 44.8),
+        await bot.send_contact(7, "+995", "Ada"),
+    ]
+    album = await bot.send_media_group(7, [InputMediaDocument(media=file) for _ in "ab"])
+    assert [message.message_id for message in [*sent, *album]] == list(range(1, 13))
+    assert telegram.messages[4].text == "moves"
+    assert [telegram.files[each.file_id] for each in telegram.messages[10:] if each.file_id] == [
+        b"content"
+    ] * 2
+    with pytest.raises(TelegramBadRequest, match="wrong file identifier"):
+        await bot.send_photo(7, "unknown")
+    with pytest.raises(TelegramBadRequest, match="message caption is too long"):
+        await bot.send_photo(7, file, caption="x" * 1025)
+    with pytest.raises(TelegramBadRequest, match="group send failed"):
+        await bot.send_media_group(7, [InputMediaDocument(media=file)])
+
+
+async def test_messages_are_copied_forwarded_and_changed(telegram: FakeTelegram, bot: Bot) -> None:
+    """Captions, keyboards and media too; messages of the inline mode belong to no chat of the bot's."""
+    first = await bot.send_message(7, "hello")
+    await bot.copy_message(8, 7, first.message_id)
+    await bot.forward_message(-9, 7, first.message_id)
+    assert [(message.chat_id, message.text) for message in telegram.messages[1:]] == [
+        (8, "hello"),
+        (-9, "hello"),
+    ]
+    photo = await bot.send_photo(7, BufferedInputFile(b"content", "a.png"), caption="one")
+    await bot.edit_message_caption(chat_id=7, message_id=photo.message_id, caption="two")
+    assert telegram.messages[3].text == "two"
+    keyboard = InlineKeyboardMarkup(inline_keyboard=[[InlineKeyboardButton(text="go", callback_data="go")]])
+    await bot.edit_message_reply_markup(chat_id=7, message_id=first.message_id, reply_markup=keyboard)
+    media = InputMediaPhoto(media=telegram.messages[3].file_id or "")
+    await bot.edit_message_media(media, chat_id=7, message_id=photo.message_id)
+    assert await bot.edit_message_text("inline", inline_message_id="x") is True
+    await bot.delete_messages(7, [first.message_id, photo.message_id])
+    assert [message.is_deleted for message in telegram.messages] == [True, False, False, True]
+
+
+async def test_a_bot_describes_itself_and_asks_about_chats(telegram: FakeTelegram, bot: Bot) -> None:
+    """Commands are kept, and a chat has the type that its id tells."""
+    await bot.set_my_commands([BotCommand(command="start", description="Begin")])
+    assert [command.command for command in await bot.get_my_commands()] == ["start"]
+    assert [(await bot.get_chat(chat)).type for chat in (7, -7)] == ["private", "supergroup"]
+    assert await bot.answer_callback_query("1", "done")
+    assert await bot.pin_chat_message(7, 1)
+    telegram.block(7)
+    with pytest.raises(TelegramForbiddenError):
+        await bot.send_chat_action(7, "typing")
+
+
+async def test_a_wrong_address_of_a_file_is_not_found(telegram: FakeTelegram) -> None:
+    """As is the file of another bot."""
+    async with httpx.AsyncClient(base_url=telegram.url) as client:
+        assert (await client.get(f"/file/bot{telegram.token}/files/unknown")).status_code == 404
+        assert (await client.get("/file/bot1:other/files/unknown")).status_code == 401
+        await client.post("/control/blocked", json={"user_id": 7})
+        assert (await client.get("/control/state")).json()["result"]["violations"] == []
+
+
+async def test_a_busy_webhook_gets_no_more_connections_than_it_wants(
+    telegram: FakeTelegram, bot: Bot, webhook_url: str, receiver: Receiver
+) -> None:
+    """With one connection the updates of several chats come one after the other."""
+    await bot.set_webhook(webhook_url, max_connections=1, allowed_updates=["message"])
+    last = [telegram.push_text(f"{n}", from_user=TelegramUser(id=n)) for n in range(1, 6)][-1]
+    telegram.push_update({"poll": {}})
+    await telegram.wait_until_confirmed(last)
+    assert receiver.texts == ["1", "2", "3", "4", "5"]
+    info = await bot.get_webhook_info()
+    assert (info.allowed_updates, info.max_connections) == (["message"], 1)
+
+
+async def test_a_webhook_that_does_not_answer_in_time_is_asked_again() -> None:
+    """The failure is told by `getWebhookInfo`."""
+
+    async def slow(_: HttpRequest) -> HttpResponse:
+        await asyncio.Event().wait()
+        return HttpResponse(200)
+
+    server = HttpServer(
+        slow, refuse=lambda status, _: HttpResponse(status), name="webhook", limits=HttpLimits()
+    )
+    async with FakeTelegram(webhook_timeout_seconds=0.1) as telegram, client_of(telegram) as bot:
+        port = await server.listen("127.0.0.1", 0)
+        await bot.set_webhook(f"http://127.0.0.1:{port}/")
+        update_id = telegram.push_text("hello", from_user=ADA)
+        await telegram.wait_for_deliveries(update_id, count=2)
+        assert (await bot.get_webhook_info()).last_error_message == "Read timeout expired"
+        assert (await bot.get_webhook_info()).pending_update_count == 1
+        await bot.delete_webhook(drop_pending_updates=True)
+        assert await bot.get_updates() == []
+    await server.close()
+
+
+@pytest.mark.parametrize(
+    ("update", "owner"),
+    [
+        ({"message": {"chat": {"id": 5}, "from": {"id": 6}}}, 5),
+        ({"callback_query": {"message": {"chat": {"id": 5}}, "from": {"id": 6}}}, 5),
+        ({"inline_query": {"from": {"id": 6}}}, 6),
+        ({"poll_answer": {"user": {"id": 6}}}, 6),
+        ({"poll": {"id": "x"}}, 1),
+        ({"poll": None}, 1),
+    ],
+)
+def test_updates_of_one_chat_or_user_are_delivered_in_order(update: dict[str, Any], owner: int) -> None:
+    """The others stand for themselves."""
+    assert chat_of({"update_id": 1, **update}) == owner
