@@ -97,6 +97,32 @@ def test_the_list_of_metrics_is_the_code_s() -> None:
     assert {name for name in explained if not name.startswith("hybridkit_")} == labels
 
 
+def test_the_metrics_that_a_page_names_exist() -> None:
+    """An alert on a metric that does not exist never fires."""
+    known = {
+        sample
+        for attribute in dir(metrics)
+        if not attribute.startswith("_")
+        for sample in samples_of(attribute)
+    }
+    page = (ROOT / "docs/how-to/watch-a-service.md").read_text()
+    named = set(re.findall(r"\bhybridkit_[a-z_]+", page))
+    assert len(named) > 20
+    assert named - known == set()
+
+
+def samples_of(attribute: str) -> set[str]:
+    """Return the names under which Prometheus has a metric."""
+    [family] = getattr(metrics, attribute).describe()
+    match family.type:
+        case "counter":
+            return {f"{family.name}_total"}
+        case "histogram":
+            return {family.name, *(f"{family.name}_{part}" for part in ("bucket", "sum", "count"))}
+        case _:
+            return {family.name}
+
+
 def test_context_managers_are_shown_as_such() -> None:
     """Their source has to say that they are generators, which is of no use to whoever enters them."""
     griffe = pytest.importorskip("griffe", reason="the tools of the documentation are not installed")
