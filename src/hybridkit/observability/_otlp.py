@@ -51,7 +51,7 @@ def otlp_provider(settings: ServiceSettings, endpoint: str) -> TracerProvider:
     }
     provider = TracerProvider(
         sampler=EdgeSampler(settings.trace_sample_ratio),
-        resource=Resource.create(resource),
+        resource=_HashedResource(Resource.create(resource).attributes),
         span_limits=SpanLimits(max_attribute_length=MAX_ATTRIBUTE_CHARS),
         # Not at exit: whoever configured it closes it, within the time that there is.
         shutdown_on_exit=False,
@@ -59,6 +59,22 @@ def otlp_provider(settings: ServiceSettings, endpoint: str) -> TracerProvider:
     exporter = OTLPSpanExporter(endpoint=endpoint.rstrip("/") + "/v1/traces", timeout=EXPORT_SECONDS)
     provider.add_span_processor(SpanQueue(exporter))
     return provider
+
+
+class _HashedResource(Resource):
+    """A resource that is hashed once; OpenTelemetry encodes it as JSON for each span that is sent."""
+
+    def __init__(self, attributes: Attributes) -> None:
+        super().__init__(attributes or {})
+        self._hash = super().__hash__()
+
+    @override
+    def __hash__(self) -> int:
+        return self._hash
+
+    @override
+    def __eq__(self, other: object) -> bool:
+        return self is other or super().__eq__(other)
 
 
 class EdgeSampler(Sampler):
