@@ -18,10 +18,11 @@ from typing import Any, Final
 import uvloop
 from fastapi import FastAPI
 
-from hybridkit.adapters.fastapi import create_app
+from hybridkit.adapters.fastapi import create_app, rate_limited
+from hybridkit.coordination import Rate
 from hybridkit.observability import configure_logging
-from hybridkit.security import OPEN
-from hybridkit.settings import ServiceSettings
+from hybridkit.security import OPEN, AccessTokens, KeyRing, Security, require
+from hybridkit.settings import RedisSettings, ServiceSettings
 
 ROUNDS: Final = 9
 REQUESTS: Final = 1_000
@@ -76,10 +77,31 @@ def ours(**environment: str) -> AbstractAsyncContextManager[FastAPI]:
     return opened()
 
 
-def with_route(app: FastAPI) -> None:
+def secured(*, is_limited: bool) -> AbstractAsyncContextManager[FastAPI]:
+    """Return an application of ours whose route needs a token with a scope, and has two rate limits if asked for."""
+
+    @asynccontextmanager
+    async def opened() -> AsyncGenerator[FastAPI]:
+        os.environ.update({"ENVIRONMENT": "test", "SERVICE_NAME": "benchmark", "MANAGEMENT_PORT": "0"})
+        os.environ.update({"LOG_FORMAT": "json"})
+        configure_logging(ServiceSettings())
+        tokens = AccessTokens(issuer="benchmark", audience="benchmark", keys=KeyRing.generated())
+        app = create_app(RedisSettings, title="Benchmark", security=Security(tokens))
+        rate = Rate.parse("10000/s", burst=100_000)
+        limits = [rate_limited("mine", per_caller=rate), rate_limited("all", in_total=rate)]
+        with_route(app, require(scope="items:read"), *(limits if is_limited else ()))
+        token = tokens.issue("ann", scopes=["items:read"]).encode()
+        SCOPE["headers"].append((b"authorization", b"Bearer " + token))
+        async with app.router.lifespan_context(app):
+            yield app
+
+    return opened()
+
+
+def with_route(app: FastAPI, *dependencies: Any) -> None:
     """Add the trivial route."""
 
-    @app.get("/items/{number}")
+    @app.get("/items/{number}", dependencies=dependencies)
     async def read(number: int) -> dict[str, int]:  # pyright: ignore[reportUnusedFunction]
         return {"number": number}
 
@@ -87,6 +109,8 @@ def with_route(app: FastAPI) -> None:
 SIDES: Final[dict[str, Callable[[], AbstractAsyncContextManager[FastAPI]]]] = {
     "bare": bare,
     "plain": ours,
+    "secured": lambda: secured(is_limited=False),
+    "limited": lambda: secured(is_limited=True),
     "traced": ours,
     "sampled_out": lambda: ours(TRACE_SAMPLE_RATIO="0"),
 }

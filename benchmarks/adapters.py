@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from benchmarks._report import Result, show
+from hybridkit.dev import LocalServers
 
 TURNS: Final = 3
 
@@ -40,6 +41,8 @@ server.serve_forever()
 
 ROWS: Final = {
     "api": ("plain", 1.5),
+    "api_authenticated": ("secured", 2.0),
+    "api_authenticated_two_limits": ("limited", 2.2),
     "api_tracing_on": ("traced", 4.0),
     "api_tracing_sampled_out": ("sampled_out", 4.0),
 }
@@ -48,7 +51,8 @@ ROWS: Final = {
 
 def measure() -> Iterable[Result]:
     """Yield a result for each row."""
-    with _collector() as url:
+    with _collector() as url, LocalServers() as servers:
+        os.environ["REDIS_URL"] = servers.start("redis", private=True).url
         sides = ["bare", *(side for side, _ in ROWS.values())]
         found: dict[str, list[float]] = {side: [] for side in sides}
         for _ in range(TURNS):
