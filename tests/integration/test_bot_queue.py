@@ -19,9 +19,15 @@ from hybridkit.adapters._telegram._update_queues import queue_of, update_topolog
 from hybridkit.adapters.aiogram import _connected_bot, _started, bot_lifespan
 from hybridkit.coordination import connect_redis
 from hybridkit.dev import free_port
-from hybridkit.errors import AccessDeniedError, DeclarationError, HybridkitError, UnavailableError
+from hybridkit.errors import (
+    AccessDeniedError,
+    DeclarationError,
+    HybridkitError,
+    NotConnectedError,
+    UnavailableError,
+)
 from hybridkit.idempotency import IdempotencyGuard, RedisDown
-from hybridkit.messaging import BrokerConnection, RobustPublisher, plan_topology
+from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher, plan_topology
 from hybridkit.settings import BotSettings, SecretUrl
 from hybridkit.testing import FakeTelegram, TelegramUser
 from tests.helpers import plain_channel, until
@@ -40,6 +46,7 @@ class World:
     rabbitmq_url: str
     seen: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
     by_replica: dict[int, int] = field(default_factory=dict[int, int])
+    waiting: int = 0
     release: asyncio.Event = field(default_factory=asyncio.Event)
 
     def settings(self, **more: Any) -> BotSettings:
@@ -55,12 +62,13 @@ class World:
         )
 
     def dispatcher(self, number: int) -> Dispatcher:
-        """A text is noted with its chat; "wait" waits until the release, "fail" fails."""
+        """A text is noted with its chat; "wait" waits until the release."""
         made = Dispatcher()
 
         @made.message()
         async def note(message: Message) -> None:
             if message.text == "wait":
+                self.waiting += 1
                 await self.release.wait()
             self.seen.append((message.chat.id, f"{message.text}"))
             self.by_replica[number] = self.by_replica.get(number, 0) + 1
@@ -299,16 +307,47 @@ async def test_the_topology_is_planned_and_verified_as_that_of_any_consumer(worl
     assert sum(name.startswith("shop_bot.updates.q") for name in names) == 2 * 4, "and their dead letters"
 
 
-async def test_the_process_runs_with_the_setting_alone(world: World) -> None:
-    """`bot_lifespan` takes the mode from the settings, and a time limit beyond the broker's patience is refused."""
-    async with bot_lifespan(world.dispatcher(0), world.settings()) as resources:
+@pytest.mark.parametrize("mode", ["polling", "webhook", "queue", "queue by webhook"])
+async def test_the_process_runs_with_the_settings_alone(world: World, mode: str) -> None:
+    """`bot_lifespan` takes the mode from the settings, is ready in it, and finishes what runs at the stop."""
+    more = world.webhook() if "webhook" in mode else {}
+    settings = world.settings(**more).model_copy(update={"updates": mode.partition(" ")[0]})
+    async with bot_lifespan(world.dispatcher(0), settings) as resources:
         resources.started()
         world.send("hello")
         await until(lambda: world.seen == [(7, "hello")])
         assert (await resources.health.readiness()).is_ready
+        assert bool(world.telegram.webhook_url) == bool(more)
+        world.send("wait")
+        await until(lambda: world.waiting)
+        world.release.set()
+    assert world.seen == [(7, "hello"), (7, "wait")]
+    assert not resources.errors
+
+
+async def test_a_time_limit_beyond_the_patience_of_the_broker_is_refused(world: World) -> None:
+    """An update may be in hand for half an hour with its retries."""
     with pytest.raises(DeclarationError, match="at most 900"):
         async with bot_lifespan(world.dispatcher(0), world.settings(), handler_seconds=901):
             pass
+
+
+async def test_a_bot_that_may_not_consume_does_not_start(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error of one queue ends the start, and Telegram is not asked for anything."""
+    start, failures = RobustConsumer.start, [NotConnectedError("no")]
+
+    async def failing(self: RobustConsumer, *given: Any, **named: Any) -> None:
+        if failures:
+            raise failures.pop()
+        await start(self, *given, **named)
+
+    monkeypatch.setattr(RobustConsumer, "start", failing)
+    with pytest.raises(NotConnectedError):
+        async with world.replica():
+            pass
+    assert "getUpdates" not in world.telegram.calls
 
 
 async def test_a_start_that_fails_leaves_nothing_behind(world: World) -> None:
@@ -317,9 +356,13 @@ async def test_a_start_that_fails_leaves_nothing_behind(world: World) -> None:
     with pytest.raises(UnavailableError):
         async with world.replica(**world.webhook()):
             pass
-    async with world.replica(**world.webhook()):
+    async with world.replica(**world.webhook()) as updates:
         world.send("hello")
         await until(lambda: world.seen == [(7, "hello")])
+        assert "_WebhookReceiver(" in repr(updates)
+        stopped = asyncio.Event()
+        stopped.set()
+        await updates.until(stopped)
 
 
 async def test_each_type_of_update_reaches_its_handler_through_its_queue(world: World) -> None:

@@ -54,6 +54,15 @@ def test_a_lower_number_than_the_last_is_taken_too() -> None:
     assert log.offset == 6
 
 
+def test_a_log_shows_what_runs_and_what_may_be_confirmed() -> None:
+    """Its representation has the ids."""
+    log = UpdateLog()
+    log.begin(7)
+    log.begin(8)
+    log.finish(7)
+    assert repr(log) == "UpdateLog(running=[8], shelved=[], confirmable=[7])"
+
+
 def test_an_abandoned_update_is_not_confirmed() -> None:
     """The offset stays before it, and it does not count as running."""
     log = UpdateLog()

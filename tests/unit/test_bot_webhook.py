@@ -379,6 +379,8 @@ async def test_a_webhook_that_was_changed_elsewhere_turns_readiness_red(
 
         world.telegram._webhook.set({"url": "http://127.0.0.1:1/other"}, has_certificate=False)
         await until_problem("it has another webhook")
+        calls = world.telegram.calls.count("getWebhookInfo")
+        await world.telegram.wait_for_calls("getWebhookInfo", count=calls + 2)
         world.telegram._webhook.set({"url": ""}, has_certificate=False)
         await until_problem("another process has deleted the webhook")
         world.telegram._webhook.set({"url": ours}, has_certificate=False)
@@ -436,3 +438,32 @@ async def test_an_answer_of_a_handler_is_sent_by_the_bot(world: World) -> None:
         world.telegram.push_text("hello", from_user=ADA)
         await world.telegram.wait_for_messages(1)
     assert texts(world.telegram) == ["returned"]
+
+
+async def test_an_open_connection_is_told_to_come_again_at_the_stop(
+    world: World, dispatcher: Dispatcher
+) -> None:
+    """The next request on it is answered with 503 and not handled, and the connection ends."""
+    async with world.webhook(dispatcher) as webhook, connected(webhook) as (reader, writer):
+        path = urlsplit(webhook.server.url).path
+        head = f"POST {path} HTTP/1.1\r\nHost: bot\r\n{SECRET}: {webhook.server.secret}\r\n"
+        for update_id in (1, 2):
+            body = update(update_id)
+            writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            if update_id == 1:
+                answer = await reader.readuntil(b"\r\n\r\n")
+                assert answer.startswith(b"HTTP/1.1 200")
+                await webhook.stop_accepting(1)
+        assert (await reader.read()).startswith(b"HTTP/1.1 503")
+        await webhook.drain(1)
+    assert dispatcher["seen"] == ["hello"]
+
+
+async def test_its_representation_shows_no_secret(world: World, dispatcher: Dispatcher) -> None:
+    """Neither the path nor the secret nor the token can end in a log by it."""
+    async with world.webhook(dispatcher) as webhook:
+        shown = repr(webhook)
+        assert webhook.server.secret not in shown
+        assert urlsplit(webhook.server.url).path not in shown
+        assert world.telegram.token not in shown
+    assert shown.endswith("RunningUpdates(0 updates of 0 chats))")

@@ -71,6 +71,8 @@ class Polling:
         self._running = RunningUpdates(updates, bot)
         self._raw: dict[int, object] = {}
         self._without_id: list[object] = []
+        self._leaving: set[int] = set()
+        self._removing: asyncio.Task[None] | None = None
         self._polling: asyncio.Task[None]
         self._problem = ""
 
@@ -192,8 +194,17 @@ class Polling:
             self._begin(raw, shelved=True)
 
     async def _remove_from_shelf(self, *update_ids: int) -> None:
-        with suppress(UnavailableError):  # it is taken from the shelf again, and the guard knows it
-            await self._shelf.take_away(update_ids)
+        """Remove updates, in one command with all others that end meanwhile."""
+        self._leaving.update(update_ids)
+        if self._removing is None or self._removing.done():
+            self._removing = asyncio.create_task(self._remove_leaving(), name="hybridkit shelf")
+        await asyncio.shield(self._removing)
+
+    async def _remove_leaving(self) -> None:
+        while self._leaving:
+            update_ids, self._leaving = self._leaving, set()
+            with suppress(UnavailableError):  # it is taken from the shelf again, and the guard knows it
+                await self._shelf.take_away(update_ids)
 
     # ── one update ───────────────────────────────────────────────────────────────────────────────
 
