@@ -4,15 +4,18 @@
 
 from typing import Annotated, Any, Literal
 
+import pytest
 from aiogram import Dispatcher
 from aiogram.types import Message
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel, Field
 
 from hybridkit.adapters._http._language import RequestLanguage
+from hybridkit.adapters._http._localized import localized
 from hybridkit.adapters.dependencies import Texts
 from hybridkit.adapters.fastapi import create_app
 from hybridkit.adapters.localization import Localization, Translator, ngettext, translator
+from hybridkit.contract import Problem
 from hybridkit.errors import NotFoundError, RuleViolationError
 from hybridkit.testing import TelegramUser
 from tests.helpers.apis import Settings, serving
@@ -112,6 +115,24 @@ async def test_messages_about_fields_are_in_the_callers_language() -> None:
             await client.post("/books", content=b"{", headers=RUSSIAN | {"content-type": "application/json"})
         ).json()
         assert nothing["errors"][0]["message"] == "тело запроса — не JSON"
+
+
+@pytest.mark.parametrize(
+    ("english", "russian"),
+    [
+        ("it has fewer than 8 characters", "в нём меньше 8 символов"),
+        ("it has fewer than 21 characters", "в нём меньше 21 символа"),
+        ("choose another password", "выберите другой пароль"),
+        ("it has 8 wheels", "it has 8 wheels"),
+        ("it has fewer than 1234567890 characters", "it has fewer than 1234567890 characters"),
+        ("", ""),
+    ],
+)
+def test_a_detail_with_a_number_is_translated(english: str, russian: str) -> None:
+    """In the form that the number takes; a text without a translation stays."""
+    problem = Problem(title="Rejected", status=400, code="REJECTED", detail=english)
+    with Localization().speaking("ru"):
+        assert localized(problem).detail == russian
 
 
 def test_the_language_of_a_request_is_chosen_once() -> None:

@@ -1,9 +1,10 @@
 """Problems in the language of their caller."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from hybridkit.adapters.localization import translator
+from hybridkit.adapters.localization import Translator, translator
 from hybridkit.contract import Problem
 
 _NUMBERS: Final = {
@@ -21,11 +22,14 @@ _NUMBERS: Final = {
 """The numbers in the messages of pydantic's errors that decide on the plural form."""
 
 
+_NUMBER: Final = re.compile(r"(?<![0-9])[0-9]{1,9}(?![0-9])")
+
+
 def localized(problem: Problem) -> Problem:
     """Return a problem in the current language, as far as there are translations of its texts."""
     texts = translator()
     fields = [
-        each.model_copy(update={"message": texts.gettext(each.message)}) if each.message else each
+        each.model_copy(update={"message": _told(texts, each.message)}) if each.message else each
         for each in problem.errors
     ]
     head, listed = problem.detail, _listed(problem)
@@ -36,10 +40,21 @@ def localized(problem: Problem) -> Problem:
     return problem.model_copy(
         update={
             "title": texts.pgettext("problem", problem.title),
-            "detail": (texts.gettext(head) if head else "") + tail,
+            "detail": _told(texts, head) + tail,
             "errors": tuple(fields),
         }
     )
+
+
+def _told(texts: Translator, message: str) -> str:
+    """Return the translation of a text, also of one that has a number where its catalogue has `{number}`."""
+    told = texts.gettext(message)
+    number = _NUMBER.search(message)
+    if told != message or number is None:
+        return told
+    template = f"{message[: number.start()]}{{number}}{message[number.end() :]}"
+    told = texts.npgettext("counted", template, int(number[0]))
+    return message if told == template else told.replace("{number}", number[0])
 
 
 def _listed(problem: Problem) -> str:
