@@ -63,6 +63,7 @@ CRITICAL = [
     "src/hybridkit/dataservice/_store/_kept_outcomes.py",
     "src/hybridkit/events/*.py",
     "src/hybridkit/idempotency/*.py",
+    "src/hybridkit/jobs/*.py",
     "src/hybridkit/messaging/**/*.py",
     "src/hybridkit/retry.py",
     "src/hybridkit/security/*.py",

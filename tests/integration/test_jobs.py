@@ -111,6 +111,7 @@ async def test_a_job_runs_from_its_next_slot_on(redis: Redis) -> None:
         assert last.outcome == "done"
         assert ran == [ELEVEN]
         await until(lambda: _says(runner, "last 2030-01-01T11:00:00"))
+        assert repr(record_of(redis)) == "JobRecord('hk:job:worker:tick')"
         assert "next 2030-01-01T12:00:00" in await runner.probe("tick")
 
 
@@ -693,3 +694,69 @@ async def test_a_process_whose_jobs_dont_begin_any_more_is_not_ready(redis: Redi
         runner.stop()
         assert "not run yet" in await runner.probe("tick")
     assert repr(runner) == "JobRunner(['tick'], running=0)"
+
+
+async def test_the_end_of_a_run_and_its_giving_back_are_told_as_long_as_it_takes(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An end is told again until Redis has it; a run that can't be given back is left to its lease."""
+    tries: list[str] = []
+    finish = JobRecord.finish
+
+    async def unlucky_finish(record: JobRecord, *arguments: Any, **options: Any) -> bool:
+        tries.append("finish")
+        if len(tries) < 3:
+            raise UnavailableError("Redis is away")
+        return await finish(record, *arguments, **options)
+
+    async def no_giving_back(*_: object) -> None:
+        tries.append("give_back")
+        raise UnavailableError("Redis is away")
+
+    monkeypatch.setattr(JobRecord, "finish", unlucky_finish)
+    monkeypatch.setattr(JobRecord, "give_back", no_giving_back)
+    jobs = Jobs()
+    held = Held(jobs)
+    async with jobs.running(redis, service="worker") as runner:
+        await until_seen(redis)
+        await set_time(redis, ELEVEN)
+        await held.until_begun()
+        await until(lambda: _says(runner, "running; next"))
+        held.may_end.set()
+        await until_ended(redis, ELEVEN)
+        held.may_end.clear()
+        await set_time(redis, TWELVE)
+        await held.until_begun(2)
+        assert not await runner.drain(budget_seconds=0.2)
+    assert tries == ["finish", "finish", "finish", "give_back"]
+
+
+async def test_slots_that_another_replica_has_skipped_are_not_counted_again(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slower of two that see the same missed slots changes and counts nothing."""
+    jobs = Jobs()
+    ran = noting(jobs, missed="skip")
+    record = record_of(redis)
+    await record.skip(None, to=TEN)
+    await set_time(redis, ELEVEN + timedelta(minutes=30))
+    skip, seen = JobRecord.skip, list[bool]()
+
+    async def slower(itself: JobRecord, cursor: datetime | None, *, to: datetime) -> bool:
+        await skip(record, cursor, to=to + timedelta(minutes=1))  # the other one
+        seen.append(await skip(itself, cursor, to=to))
+        return seen[-1]
+
+    monkeypatch.setattr(JobRecord, "skip", slower)
+    before = counted("job_slots_skipped", job="tick")
+    async with jobs.running(redis, service="worker"):
+        await until(lambda: seen)
+    assert seen == [False]
+    assert ran == []
+    assert counted("job_slots_skipped", job="tick") == before
+
+
+async def test_jobs_that_were_never_started_are_drained(redis: Redis) -> None:
+    """There is nothing to wait for."""
+    runner = JobRunner([], redis, service="worker", providers={})
+    assert await runner.drain(budget_seconds=1)

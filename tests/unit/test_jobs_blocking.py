@@ -101,6 +101,23 @@ async def test_a_cancelled_call_goes_on_in_its_thread_and_is_drained(gate: Gate)
     assert await draining
 
 
+async def test_the_error_of_a_call_that_nobody_waits_for_is_dropped() -> None:
+    """As its result would be."""
+    may_fail = threading.Event()
+
+    def fail() -> None:
+        may_fail.wait(60)
+        raise ZeroDivisionError
+
+    call = asyncio.create_task(run_blocking(fail))
+    await until(lambda: value("blocking_in_flight"))
+    call.cancel()
+    await asyncio.wait({call})
+    may_fail.set()
+    assert await drain_blocking(60)
+    assert call.cancelled()
+
+
 async def test_a_caller_that_is_cancelled_while_it_waits_calls_nothing(
     gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:

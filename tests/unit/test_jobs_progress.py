@@ -67,6 +67,14 @@ async def test_work_that_is_broken_off_says_so() -> None:
     assert repr(progress) == "Progress('import_users', done=3, total=None)"
 
 
+async def test_progress_needs_no_record() -> None:
+    """A log line and the metrics are enough."""
+    with capture_logs() as lines:
+        async with Progress("import_users", total=0):
+            pass
+    assert [(line["event"], line["percent"]) for line in lines] == [("work is done", 100)]
+
+
 @pytest.mark.parametrize(("done", "total", "ratio"), [(0, 0, 1.0), (5, 4, 1.0), (1, 4, 0.25)])
 def test_the_ratio_is_between_zero_and_one(done: int, total: int, ratio: float) -> None:
     """No items at all are done, and more than expected are not more than all."""

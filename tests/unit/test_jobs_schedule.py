@@ -192,6 +192,8 @@ def test_a_period_is_counted_from_1970() -> None:
     assert five.next_after(utc(2026, 1, 1, 10, 7)) == utc(2026, 1, 1, 10, 10)
     assert five.next_after(utc(2026, 1, 1, 10, 10)) == utc(2026, 1, 1, 10, 15)
     assert str(five) == "every 0:05:00"
+    assert repr(five) == "Every(datetime.timedelta(seconds=300))"
+    assert repr(Cron("0  3 * * *", time_zone=BERLIN)) == "Cron('0 3 * * *', time_zone='Europe/Berlin')"
 
 
 @pytest.mark.parametrize(

@@ -73,8 +73,7 @@ class Cron:
         self._weekdays = {day % 7 for day in weekdays}
         self._is_fixed = not (parts[0].startswith("*") or parts[1].startswith("*"))
         self._either_day = not (parts[2].startswith("*") or parts[4].startswith("*"))
-        if next(self._matching_days(date(2000, 1, 1)), None) is None:
-            raise self._unreadable("has no day at all")
+        next(self._matching_days(date(2000, 1, 1)))
 
     def __repr__(self) -> str:
         return f"Cron({self.expression!r}, time_zone={self.time_zone!r})"
@@ -88,18 +87,21 @@ class Cron:
 
     def _next_fixed(self, moment: datetime) -> datetime:
         # A moment in a gap moves to its end, which may be on the next day.
-        for day in self._matching_days(moment.astimezone(self._zone).date() - _DAY):
+        days = self._matching_days(moment.astimezone(self._zone).date() - _DAY)
+        while True:
+            day = next(days)
             for hour in self._hours:
                 for minute in self._minutes:
                     found = self._instant(datetime.combine(day, time(hour, minute)))
                     if found > moment:
                         return found
-        raise self._unreadable("has no further moment")
 
     def _next_shown(self, moment: datetime) -> datetime:
         """Walk along the time that passes, and look at what the clock shows."""
         at = moment.astimezone(UTC).replace(second=0, microsecond=0) + _MINUTE
-        for day in self._matching_days(at.astimezone(self._zone).date()):
+        days = self._matching_days(at.astimezone(self._zone).date())
+        while True:
+            day = next(days)
             at = max(at, self._instant(datetime.combine(day, time())))
             while (shown := at.astimezone(self._zone)).date() <= day:
                 if shown.hour not in self._hours:
@@ -108,7 +110,6 @@ class Cron:
                     at += _MINUTE
                 else:
                     return at
-        raise self._unreadable("has no further moment")
 
     def _matching_days(self, first: date) -> Iterator[date]:
         for offset in range(_LONGEST_SEARCH_DAYS):
@@ -118,6 +119,7 @@ class Cron:
             by_number, by_weekday = day.day in self._days, day.isoweekday() % 7 in self._weekdays
             if (by_number or by_weekday) if self._either_day else (by_number and by_weekday):
                 yield day
+        raise self._unreadable("has no day at all")
 
     def _instant(self, shown: datetime) -> datetime:
         """Return the first moment at which the clock shows this, or the end of the gap that leaves it out."""

@@ -43,9 +43,6 @@ class Execution:
         # The same when another replica runs the slot again, and so are the keys of what the job writes.
         self._key = claim_key("job", service, job.name, slot.scheduled_at.isoformat())
 
-    def __repr__(self) -> str:
-        return f"Execution({self._job.name!r}, {format_timestamp(self._slot.scheduled_at)})"
-
     async def run(
         self, record: JobRecord, run: HeldRun, *, settled: Callable[[HeldRun], Awaitable[datetime]]
     ) -> None:
