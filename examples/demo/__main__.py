@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Self
 
@@ -20,9 +20,10 @@ import structlog
 
 from examples.demo.report import Report, chapter, say
 from examples.demo.scenario import play
-from examples.demo.stack import SERVICES, STOP_SECONDS, Stack, Urls
-from hybridkit.dev import KINDS, LocalServers, Supervisor
+from examples.demo.stack import SERVICES, make_stack
+from hybridkit.dev import KINDS, LocalServers, Server
 from hybridkit.errors import HybridkitError
+from hybridkit.testing import Stack
 
 INTERRUPTED = 130
 
@@ -52,38 +53,36 @@ def main() -> int:
 
 async def _run(report: Report, logs: Path, *, keep_running: bool) -> None:
     with _Interrupts() as interrupts:
-        async with _servers() as urls, Supervisor(logs) as supervisor:
-            stack = Stack(urls)
-            with chapter("Services") as watch:
-                await stack.start(supervisor)
-                for name in SERVICES:
-                    say(f"  {name:<20} {stack.url(name)}")
-                say(f"  ready after {watch}")
-            await _play(stack, supervisor, report)
+        async with _servers() as servers, _services(servers, logs) as stack:
+            await play(stack, report)
+            stack.check_running()
             if keep_running:
                 say(f"\nEverything stays up until Ctrl-C; logs are in {logs}.")
                 await interrupts.next()
-            await _stop(supervisor, report)
+            await _stop(stack, report)
 
 
-async def _play(stack: Stack, supervisor: Supervisor, report: Report) -> None:
-    try:
-        await play(stack, supervisor, report)
-        supervisor.check_running()
-    except TimeoutError as error:
-        ends = "\n\n".join(f"{name}:\n{supervisor.log_tail(name, lines=8)}" for name in SERVICES)
-        raise TimeoutError(f"{error}; the logs end with\n\n{ends}") from None
+@asynccontextmanager
+async def _services(servers: list[Server], logs: Path) -> AsyncGenerator[Stack]:
+    """Start the services and print where each one is."""
+    async with AsyncExitStack() as opened:
+        with chapter("Services") as watch:
+            stack = await opened.enter_async_context(make_stack(servers, logs=logs))
+            for name in SERVICES:
+                say(f"  {name:<20} {stack.url(name)}")
+            say(f"  ready after {watch}")
+        yield stack
 
 
-async def _stop(supervisor: Supervisor, report: Report) -> None:
+async def _stop(stack: Stack, report: Report) -> None:
     with chapter("The end: SIGTERM for one after the other, the last one started first") as watch:
-        codes = await supervisor.stop(timeout_seconds=STOP_SECONDS)
+        codes = await stack.stop_all()
         told = ", ".join(f"{name} {code}" for name, code in codes.items())
         report.check("every process has ended with exit code 0", not any(codes.values()), f"{watch}: {told}")
 
 
 @asynccontextmanager
-async def _servers() -> AsyncGenerator[Urls]:
+async def _servers() -> AsyncGenerator[list[Server]]:
     """Start four servers and print where each one comes from."""
     servers = LocalServers()
     with chapter("Servers") as watch:
@@ -93,7 +92,7 @@ async def _servers() -> AsyncGenerator[Urls]:
             for server in started:
                 say(f"  {server.kind:<20} {server.source}")
             say(f"  ready after {watch}")
-            yield Urls(**{server.kind: server.url for server in started})
+            yield started
         finally:
             await asyncio.to_thread(servers.close)
 

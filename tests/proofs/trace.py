@@ -23,8 +23,9 @@ from uuid import uuid4
 
 import httpx
 
-from examples.demo.stack import SERVICES, STOP_SECONDS, TELEGRAM, Stack, Urls
-from hybridkit.dev import KINDS, LocalServers, Service, Supervisor, free_port
+from examples.demo.stack import SERVICES, make_stack
+from hybridkit.dev import KINDS, LocalServers, Server, Service, Supervisor, free_port
+from hybridkit.testing import Stack
 
 REQUESTS = 300
 """How many requests each phase makes, one after another."""
@@ -93,8 +94,9 @@ class Jaeger:
 class Proof:
     """The stack under observation, and what came out of it so far."""
 
-    def __init__(self, stack: Stack, supervisor: Supervisor, jaeger: Jaeger) -> None:
+    def __init__(self, stack: Stack, supervisor: Supervisor, jaeger: Jaeger, logs: Path) -> None:
         self.stack = stack
+        self.logs = logs
         self.supervisor = supervisor
         self.jaeger = jaeger
         self.failures: list[str] = []
@@ -120,8 +122,7 @@ class Proof:
         answer.raise_for_status()
 
         async def greeted() -> bool:
-            state = (await self.api.get(f"{self.stack.url(TELEGRAM)}/control/state")).json()["result"]
-            return any(sent["chat_id"] == person["telegram_id"] for sent in state["messages"])
+            return any(sent.chat_id == person["telegram_id"] for sent in self.stack.telegram.messages)
 
         await until(greeted, "the greeting on Telegram")
         return unique, str(answer.json()["id"])
@@ -175,24 +176,24 @@ class Proof:
 
     def said(self, event: str) -> Mapping[str, int]:
         """Return how often each service has said something."""
-        return {name: self.supervisor.logs[name].read_text().count(event) for name in SERVICES}
+        return {name: (self.logs / f"{name}.log").read_text().count(event) for name in SERVICES}
 
 
-async def prove(urls: Urls, program: Path, directory: Path) -> list[str]:
+async def prove(servers: list[Server], program: Path, directory: Path) -> list[str]:
     """Run the proof, and return what does not hold."""
     jaeger = Jaeger(program, directory)
     os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = jaeger.otlp_url
-    async with Supervisor(directory / "logs") as supervisor:
+    logs = directory / "logs"
+    async with Supervisor(logs) as supervisor:
         await supervisor.start(jaeger.service, timeout_seconds=WAIT_SECONDS)
-        stack = Stack(urls)
         say("The services start")
-        await stack.start(supervisor)
-        proof = Proof(stack, supervisor, jaeger)
-        async with proof.api:
-            await judge(proof)
-        await supervisor.kill(JAEGER)
-        began = time.monotonic()
-        codes = await supervisor.stop(*SERVICES, TELEGRAM, timeout_seconds=STOP_SECONDS)
+        async with make_stack(servers, logs=logs) as stack:
+            proof = Proof(stack, supervisor, jaeger, logs)
+            async with proof.api:
+                await judge(proof)
+            await supervisor.kill(JAEGER)
+            began = time.monotonic()
+            codes = await stack.stop_all()
         proof.check(
             "all stop in order without a collector",
             holds=not any(codes.values()),
@@ -279,8 +280,8 @@ def main() -> int:
     if not program.is_file():
         sys.exit(f"there is no {program}: scripts/servers/jaeger/build makes it")
     with LocalServers() as servers, tempfile.TemporaryDirectory(prefix="hybridkit-trace-") as directory:
-        urls = Urls(**{server.kind: server.url for server in servers.start_all(KINDS)})
-        failures = asyncio.run(prove(urls, program, Path(directory)))
+        started = servers.start_all(KINDS)
+        failures = asyncio.run(prove(started, program, Path(directory)))
     say(f"\n{len(failures)} of the promises do not hold" if failures else "\nEverything holds.")
     return 1 if failures else 0
 

@@ -139,6 +139,11 @@ class Stack:
         codes = await self._entered().supervisor.stop(name, timeout_seconds=STOP_SECONDS)
         return codes[name]
 
+    async def stop_all(self) -> dict[str, int]:
+        """Send SIGTERM to all processes, the last one started first, and return the exit code of each by name."""
+        self._ended_by_test.update(self.names)
+        return await self._entered().supervisor.stop(timeout_seconds=STOP_SECONDS)
+
     async def kill(self, name: str) -> None:
         """Send SIGKILL to a process and its own processes, and wait until it has ended."""
         self._ended_by_test.add(self._member(name).name)
