@@ -4,11 +4,13 @@ Each imports only what its own kind needs, as the processes of an application do
 """
 
 import asyncio
+import os
 import random
 import sys
 
+from redis.asyncio import Redis
+
 from hybridkit import Event
-from hybridkit.adapters.dependencies import Redis
 
 SECONDS = 0.3
 """The longest that one piece of work takes."""
@@ -18,11 +20,16 @@ class Work(Event, type="stops.work"):
     number: int
 
 
-async def do(redis: Redis, number: int) -> None:
-    """Do one piece of work, and note its begin and its end."""
-    await redis.hincrby("begun", str(number), 1)
-    await asyncio.sleep(random.uniform(0, SECONDS))
-    await redis.hincrby("done", str(number), 1)
+async def do(number: int) -> None:
+    """Do one piece of work, and note its begin and its end.
+
+    The notes go to Redis without the deadlines of a service: a note that was made and whose confirmation came too late
+    would have the work run again, as it should.
+    """
+    async with Redis.from_url(os.environ["REDIS_URL"]) as notes:
+        await notes.hincrby("begun", str(number), 1)
+        await asyncio.sleep(random.uniform(0, SECONDS))
+        await notes.hincrby("done", str(number), 1)
 
 
 def run_api(workers: int) -> None:
@@ -34,8 +41,8 @@ def run_api(workers: int) -> None:
     app = fastapi.create_app(ApiSettings, title="Stops", security=OPEN)
 
     @app.post("/work/{number}")
-    async def answer(number: int, redis: Redis, key: fastapi.IdempotencyKey) -> None:
-        await do(redis, number)
+    async def answer(number: int, key: fastapi.IdempotencyKey) -> None:
+        await do(number)
 
     fastapi.run_api(app, workers=workers)
 
@@ -49,8 +56,8 @@ def run_worker() -> None:
     consumer = RobustConsumer("stops", concurrency=16)
 
     @consumer.on(Work)
-    async def consume(event: Work, redis: Redis) -> None:
-        await do(redis, event.number)
+    async def consume(event: Work) -> None:
+        await do(event.number)
 
     worker.run_worker(WorkerSettings, consumers=[consumer])
 
@@ -66,8 +73,8 @@ def run_bot() -> None:
     dispatcher = Dispatcher()
 
     @dispatcher.message()
-    async def reply(message: Message, redis: Redis) -> None:
-        await do(redis, int(message.text or ""))
+    async def reply(message: Message) -> None:
+        await do(int(message.text or ""))
 
     aiogram.run_bot(dispatcher, BotSettings)
 

@@ -143,7 +143,8 @@ async def prove(process: Process, ask: Callable[[int], Awaitable[None]], *, time
         f" {len(wrong)} lost or done twice, {len(process.lost)} answers lost"
     )
     if set(codes) != {0} or wrong or process.lost:
-        raise AssertionError(f"{told}: {wrong[:10]} {process.lost[:10]}")
+        seen = {n: (begun.get(n), done.get(n)) for n in wrong[:10]}
+        raise AssertionError(f"{told}; begun and done: {seen}; lost: {process.lost[:10]}")
     return told
 
 
