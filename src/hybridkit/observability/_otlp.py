@@ -38,6 +38,8 @@ _log = get_logger("hybridkit.tracing")
 def otlp_provider(settings: ServiceSettings, endpoint: str) -> TracerProvider:
     """Make a provider that sends spans in batches, from a thread of its own.
 
+    The exporter reads what else a collector wants from OpenTelemetry's variables, such as `OTEL_EXPORTER_OTLP_HEADERS`.
+
     Args:
         settings: give the resource its names, and the ratio of the traces that are recorded.
         endpoint: the collector's base URL, as in `OTEL_EXPORTER_OTLP_ENDPOINT`.
