@@ -21,7 +21,7 @@ from pydantic_core.core_schema import ErrorType
 
 import hybridkit.errors
 from hybridkit.adapters import localization
-from hybridkit.adapters._http._localized import _NUMBERS, validation_message
+from hybridkit.adapters._languages._problems import _NUMBERS, validation_message
 from hybridkit.adapters.fastapi import _TELLABLE
 from hybridkit.adapters.localization import (
     OWN_CATALOGUES,

@@ -10,8 +10,8 @@ from aiogram.types import Message
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel, Field
 
-from hybridkit.adapters._http._language import RequestLanguage
-from hybridkit.adapters._http._localized import localized
+from hybridkit.adapters._languages._problems import localized
+from hybridkit.adapters._languages._requests import RequestLanguage
 from hybridkit.adapters.dependencies import Texts
 from hybridkit.adapters.fastapi import create_app
 from hybridkit.adapters.localization import Localization, Translator, ngettext, translator
@@ -138,7 +138,7 @@ def test_a_detail_with_a_number_is_translated(english: str, russian: str) -> Non
 def test_the_language_of_a_request_is_chosen_once() -> None:
     """When its first text is needed; also where there is no response to tell of it, as in a WebSocket."""
     scope: dict[str, Any] = {"type": "websocket", "headers": [(b"accept-language", b"ru")]}
-    language = RequestLanguage(Localization(), scope)
+    language = RequestLanguage(Localization(), scope, response_headers="headers_of_response")
     assert repr(language) == "RequestLanguage(None)"
     first = language()
     scope["headers"] = []

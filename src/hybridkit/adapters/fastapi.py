@@ -30,13 +30,16 @@ from pydantic_core.core_schema import ErrorType
 
 from hybridkit._asgi_types import Receive, Scope, Send
 from hybridkit._syntax import json_pointer
-from hybridkit.adapters._http._asgi import EventStreams, ProblemMiddleware, RequestContextMiddleware
+from hybridkit.adapters._http._asgi import (
+    RESPONSE_HEADERS,
+    EventStreams,
+    ProblemMiddleware,
+    RequestContextMiddleware,
+)
 from hybridkit.adapters._http._edge import Edge
 from hybridkit.adapters._http._head_requests import HeadMiddleware
 from hybridkit.adapters._http._keyed import IdempotencyMiddleware
-from hybridkit.adapters._http._language import RequestLanguage
 from hybridkit.adapters._http._limits import BodyLimits
-from hybridkit.adapters._http._localized import localized, validation_message
 from hybridkit.adapters._http._problems import (
     http_problem,
     json_form,
@@ -45,6 +48,8 @@ from hybridkit.adapters._http._problems import (
     unwrapped,
 )
 from hybridkit.adapters._http._texts import TextMiddleware
+from hybridkit.adapters._languages._problems import localized, validation_message
+from hybridkit.adapters._languages._requests import RequestLanguage
 from hybridkit.adapters._running import open_resources, run_process
 from hybridkit.adapters._server import serve
 from hybridkit.adapters.localization import Localization, bind_translator
@@ -261,7 +266,7 @@ class _Api(FastAPI):
             if localization is None:
                 await Starlette.__call__(self, scope, receive, send)
                 return
-            with bind_translator(RequestLanguage(localization, scope)):
+            with bind_translator(RequestLanguage(localization, scope, response_headers=RESPONSE_HEADERS)):
                 await Starlette.__call__(self, scope, receive, send)
         else:
             await super().__call__(scope, receive, send)

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pydantic_core import to_json
 
-from hybridkit.adapters._http._localized import localized
+from hybridkit.adapters._languages._problems import localized
 from hybridkit.codec import decode_json, encode_json
 from hybridkit.context import current
 from hybridkit.contract import PROBLEM_MEDIA_TYPE, Problem, whole_characters

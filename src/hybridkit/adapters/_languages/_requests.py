@@ -2,7 +2,6 @@
 
 from hybridkit._asgi_types import Scope
 from hybridkit._header_fields import Fields
-from hybridkit.adapters._http._asgi import RESPONSE_HEADERS
 from hybridkit.adapters.localization import Localization, Translator
 
 
@@ -12,13 +11,15 @@ class RequestLanguage:
     Args:
         localization: the languages of the application.
         scope: the request, whose response gets `Content-Language` and `Vary`.
+        response_headers: the key in the scope of a list of headers that the response gets.
     """
 
-    __slots__ = ("_chosen", "_localization", "_scope")
+    __slots__ = ("_chosen", "_localization", "_response_headers", "_scope")
 
-    def __init__(self, localization: Localization, scope: Scope) -> None:
+    def __init__(self, localization: Localization, scope: Scope, *, response_headers: str) -> None:
         self._localization = localization
         self._scope = scope
+        self._response_headers = response_headers
         self._chosen: Translator | None = None
 
     def __repr__(self) -> str:
@@ -29,7 +30,7 @@ class RequestLanguage:
         if self._chosen is None:
             accepted = Fields(self._scope["headers"]).listed("accept-language")
             self._chosen = self._localization.translator_for_header(accepted)
-            if (headers := self._scope.get(RESPONSE_HEADERS)) is not None:
+            if (headers := self._scope.get(self._response_headers)) is not None:
                 headers.append((b"content-language", self._chosen.language.encode()))
                 headers.append((b"vary", b"Accept-Language"))
         return self._chosen
