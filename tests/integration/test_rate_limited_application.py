@@ -1,6 +1,7 @@
 """The limit that the settings put on all routes of an application, for each caller."""
 
 from collections.abc import Mapping
+from ipaddress import ip_network
 from typing import Any
 
 import httpx
@@ -75,6 +76,24 @@ async def test_the_settings_limit_the_requests_of_each_caller_over_all_routes(
         answers = [await client.get("/a") for _ in range(4)]
     assert {answer.status_code for answer in answers} == {200}
     assert "ratelimit" not in answers[0].headers
+
+
+async def test_a_caller_gets_no_new_count_by_addresses_that_it_makes_up(
+    limited_settings: LimitedSettings,
+) -> None:
+    """Neither alone nor through a trusted proxy, which appends the address that it sees."""
+    proxied = limited_settings.model_copy(update={"trusted_proxies": (ip_network("127.0.0.1"),)})
+    for settings, suffix in ((limited_settings, ""), (proxied, ", 203.0.113.7")):
+        app = counting_app()
+        app.state.settings = settings
+        async with serving(app) as client:
+            statuses = [
+                (
+                    await client.get("/a", headers={"x-forwarded-for": f"198.51.100.{number}{suffix}"})
+                ).status_code
+                for number in range(4)
+            ]
+        assert statuses == [200, 200, 429, 429]
 
 
 async def test_a_route_has_its_own_limit_beside_that_of_the_settings(

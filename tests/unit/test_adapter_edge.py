@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from ipaddress import IPv4Network
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from fastapi.responses import StreamingResponse
 
 from hybridkit.adapters import _running
 from hybridkit.adapters._http import _asgi, _deadlines
+from hybridkit.adapters._http._edge import Edge
 from hybridkit.adapters.fastapi import create_app
 from hybridkit.context import bind, current
 from hybridkit.errors import DeclarationError, SettingsError
@@ -377,6 +379,15 @@ def test_a_timeout_that_means_nothing_is_refused(timeouts: dict[str, float | Non
     """A path begins with a slash, and a time is positive."""
     with pytest.raises(DeclarationError, match=r"timeout '/?reports'"):
         create_app(Settings, title="Edge", timeouts=timeouts)
+
+
+def test_the_edge_is_shown_by_its_rules() -> None:
+    """Origins and proxies are no secrets."""
+    edge = Edge()
+    edge.configure(Settings(cors_origins=(SHOP,), trusted_proxies=(IPv4Network("10.0.0.0/8"),)))
+    assert repr(edge) == (
+        f"Edge(Cors([b'{SHOP}'], credentials=False), TrustedProxies(['10.0.0.0/8'], hops=0))"
+    )
 
 
 async def test_a_long_url_is_refused(app: FastAPI) -> None:

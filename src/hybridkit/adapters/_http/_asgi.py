@@ -399,7 +399,7 @@ class _RequestCycle:
             if own.get(b"content-type", b"").startswith(b"text/event-stream"):
                 self.middleware.streams.add(self._task)
             added = self.middleware.edge.added_to(own, self.scope, self.fields, has_user=has_noted_user())
-            message = {**message, "headers": self._cookies.onto(headers + self._headers + added)}
+            message["headers"] = self._cookies.onto(headers + self._headers + added)
             self._sent_status = message["status"]
             if self._sent_status == 500:
                 self._buffered = []

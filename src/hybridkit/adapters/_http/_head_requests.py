@@ -1,6 +1,6 @@
 """`HEAD` for every path that answers `GET` (RFC 9110, section 9.1), which FastAPI's routes lack."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from hybridkit._asgi_types import ASGIApp, Message, Receive, Scope, Send
@@ -21,11 +21,13 @@ class HeadMiddleware:
         self.app = app
         self.is_routed = is_routed
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Serve one request; others than `HEAD` without a coroutine of its own."""
         if scope["type"] != "http" or scope["method"] != "HEAD" or self.is_routed(scope):
-            await self.app(scope, receive, send)
-            return
+            return self.app(scope, receive, send)
+        return self._answer_as_get(scope, receive, send)
+
+    async def _answer_as_get(self, scope: Scope, receive: Receive, send: Send) -> None:
         as_get = {**scope, "method": "GET"}
         if not self.is_routed(as_get):
             await self.app(scope, receive, send)

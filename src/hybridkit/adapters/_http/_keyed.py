@@ -9,7 +9,7 @@ A route of FastAPI's claims the key after its dependencies have let the caller i
 learns nothing. For everything else the key is claimed before it runs.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -100,15 +100,19 @@ class IdempotencyMiddleware:
         self.claims_inside = claims_inside
         self.internal = internal
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Serve one request; one without a key without a coroutine of its own."""
         key = None
         if scope["type"] == "http" and scope["method"] in _WRITES and KEYED not in scope:
             key = _key_in(scope)
         guard = None if key is None else self.guard(scope)
         if key is None or guard is None:
-            await self.app(scope, receive, send)
-            return
+            return self.app(scope, receive, send)
+        return self._serve(key, guard, scope, receive, send)
+
+    async def _serve(
+        self, key: str, guard: IdempotencyGuard, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         body = await _read_body(receive)
         async with guard.attempt() as attempt:
             keyed = scope[KEYED] = KeyedRequest(scope, attempt, key, body, send, internal=self.internal)

@@ -222,18 +222,22 @@ class LimitMiddleware:
         self.app = app
         self.counts_refusals = counts_refusals
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request.
-
-        Raises:
-            RateLimitedError: the caller has reached the limit.
-        """
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Serve one request; without a limit without a coroutine of its own."""
         limiter: RateLimiter | None = None
         if scope["type"] == "http" and scope["path"] not in PROBE_PATHS:
             limiter = getattr(scope["app"].state, "limiter", None)
         if limiter is None:
-            await self.app(scope, receive, send)
-        elif not self.counts_refusals:
+            return self.app(scope, receive, send)
+        return self._serve(limiter, scope, receive, send)
+
+    async def _serve(self, limiter: RateLimiter, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request if its caller has not reached the limit.
+
+        Raises:
+            RateLimitedError: the caller has.
+        """
+        if not self.counts_refusals:
             await _count(limiter, scope, [_caller_in(scope)])
             await self.app(scope, receive, send)
         else:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from itertools import islice
 from typing import Any, Final, cast
 from urllib.parse import parse_qsl
@@ -34,8 +34,8 @@ class TextMiddleware:
         self.app = app
         self.reads_body = reads_body
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request.
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Serve one request, without a coroutine of its own.
 
         Raises:
             InvalidRequestError: the request has such text; the error has a pointer to each.
@@ -44,7 +44,7 @@ class TextMiddleware:
             if "\x00" in scope["path"] or b"%00" in scope["query_string"]:
                 _refuse(_in_url(scope))
             receive = self._checked(receive, scope, scope.get("root_path", ""))
-        await self.app(scope, receive, send)
+        return self.app(scope, receive, send)
 
     def _checked(self, receive: Receive, scope: Scope, root_path: str) -> Receive:
         chunks: list[bytes] = []
