@@ -271,8 +271,8 @@ async def test_an_update_does_not_wait_for_longer_than_its_user(world: World) ->
 
 
 async def test_a_stop_gives_back_what_waits_to_be_tried_again(world: World) -> None:
-    """A drain does not wait for a retry in an hour, and the next process handles both updates."""
-    dispatcher, failures = Dispatcher(), [UnavailableError("down", retry_after_seconds=3600)]
+    """A drain does not wait for a retry in four minutes, and the next process handles both updates."""
+    dispatcher, failures = Dispatcher(), [UnavailableError("down", retry_after_seconds=240)]
 
     @dispatcher.message()
     async def answer(message: Message) -> None:
