@@ -2,6 +2,7 @@
 
 from examples.api_service.api import users
 from hybridkit.adapters.fastapi import create_app, run_api
+from hybridkit.security import OPEN
 from hybridkit.settings import ApiSettings
 
 __all__ = ["Settings", "app", "main"]
@@ -13,7 +14,7 @@ class Settings(ApiSettings):
     service_name: str = "api_service"
 
 
-app = create_app(Settings, title="Users")
+app = create_app(Settings, title="Users", security=OPEN)  # anybody may register
 app.include_router(users)
 
 
