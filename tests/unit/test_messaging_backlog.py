@@ -11,6 +11,7 @@ import pytest
 from hybridkit.messaging._consuming import _backlog as backlog_module
 from hybridkit.messaging._consuming._backlog import FifoBacklog, Workers
 from hybridkit.messaging._consuming._delivery import Delivery
+from hybridkit.messaging._consuming._keyed_backlog import KeyedBacklog
 
 pytestmark = pytest.mark.usefixtures("logs")
 
@@ -23,6 +24,9 @@ class Numbered:
     def __init__(self, number: int) -> None:
         self.number = number
         self.is_ours = True
+
+    def age_seconds(self) -> float:
+        return 10.0 - self.number
 
 
 def delivery(number: int) -> Delivery:
@@ -59,6 +63,16 @@ async def test_the_oldest_is_next(backlog: FifoBacklog) -> None:
         backlog.put(delivery(number))
     assert [number_of(await first), number_of(await backlog.get())] == [0, 1]
     assert len(backlog) == 1
+
+
+def test_the_wait_is_that_of_the_oldest(backlog: FifoBacklog) -> None:
+    """It is the first of those that wait, also where keys keep an order, and none is no wait."""
+    keyed = KeyedBacklog()
+    for each in (backlog, keyed):
+        assert each.longest_wait_seconds() == 0.0
+        for number in (1, 2):
+            each.put(delivery(number))
+        assert each.longest_wait_seconds() == 9.0
 
 
 async def test_what_comes_again_does_not_pile_up(backlog: FifoBacklog) -> None:

@@ -30,6 +30,10 @@ class Backlog(Protocol):
         """Note that a delivery runs no more, however it ended."""
         ...
 
+    def longest_wait_seconds(self) -> float:
+        """Return for how long the oldest delivery that waits has done so; 0 where none does."""
+        ...
+
     def __len__(self) -> int:
         """Return the number of deliveries that wait."""
         ...
@@ -69,6 +73,10 @@ class FifoBacklog:
 
     def done(self, delivery: Delivery) -> None:
         """Do nothing: no delivery depends on another."""
+
+    def longest_wait_seconds(self) -> float:
+        """Return for how long the oldest delivery that waits has done so; 0 where none does."""
+        return self._waiting[0].age_seconds() if self._waiting else 0.0
 
 
 class Workers:

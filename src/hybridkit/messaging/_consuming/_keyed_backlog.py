@@ -9,6 +9,7 @@ https://www.rabbitmq.com/docs/consumers#single-active-consumer
 import asyncio
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, cast
 
 from hybridkit.errors import PayloadError, UnknownEventVersionError
@@ -49,6 +50,13 @@ class KeyedBacklog:
     def __len__(self) -> int:
         behind = sum(len(queue.waiting) + (queue.retrying is not None) for queue in self._keys.values())
         return len(self._incoming) + len(self._ready) + behind
+
+    def longest_wait_seconds(self) -> float:
+        """Return for how long the oldest delivery that waits has done so; 0 where none does."""
+        behind = (delivery for queue in self._keys.values() for delivery in queue.waiting)
+        retrying = (queue.retrying for queue in self._keys.values() if queue.retrying is not None)
+        waiting = chain(self._incoming, self._ready, behind, retrying)
+        return max((delivery.age_seconds() for delivery in waiting), default=0.0)
 
     def put(self, delivery: Delivery) -> None:
         """Append a delivery unread: this runs while the socket is read, where a message's content can do no harm."""

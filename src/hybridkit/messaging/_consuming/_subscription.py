@@ -254,6 +254,7 @@ class Subscription:
         """
         queue = await channel.raw.queue_declare(self._name, passive=True)
         metrics.queue_backlog.labels(self._name).set(queue.message_count or 0)
+        metrics.consumer_wait.labels(self._name).set(self._backlog.longest_wait_seconds())
         if not queue.consumer_count and self._consuming:
             raise NotConnectedError("the broker knows no consumer of the queue")
         if self._is_starving(queue.message_count or 0):

@@ -57,6 +57,12 @@ class EventMetrics:
         ("consumer",),
         workers="livemax",
     )
+    consumer_wait = gauge(
+        "hybridkit_consumer_wait_seconds",
+        "For how long the oldest delivered message has waited for a handler, as last seen.",
+        ("consumer",),
+        workers="livemax",
+    )
     consumer_paused = gauge(
         "hybridkit_consumer_paused",
         "1 while a consumer takes no messages because a dependency is down.",
