@@ -69,6 +69,9 @@ CRITICAL = [
     "src/hybridkit/idempotency/*.py",
     "src/hybridkit/jobs/*.py",
     "src/hybridkit/messaging/**/*.py",
+    "src/hybridkit/observability/_ecs.py",
+    "src/hybridkit/observability/_output.py",
+    "src/hybridkit/observability/_watchdog.py",
     "src/hybridkit/retry.py",
     "src/hybridkit/security/*.py",
 ]

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from hybridkit.observability import metrics
+from hybridkit.observability import _output, metrics
 from hybridkit.observability._output import Output, _Sink
 
 PROGRAM = """
@@ -238,3 +238,34 @@ def test_a_forked_child_begins_with_an_empty_backlog() -> None:
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         found = drain(reading, output)
     assert (code, found) == (0, b"parent\n")
+
+
+def test_a_child_forgets_what_waits_for_the_parent() -> None:
+    """As the fork's hook has it do."""
+    output = Output()
+    with blocked_output() as reading:
+        output.write(b"parent\n")
+        assert repr(output) == "Output(7 bytes wait)"
+        drain(reading, output)
+        output.reset_after_fork()
+        assert repr(output) == "Output(0 bytes wait)"
+
+
+def test_a_system_that_does_not_tell_a_pipe_s_size_leaves_long_lines_to_the_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As macOS; short ones are written at once there, too."""
+    monkeypatch.setattr(_output, "_F_GETPIPE_SZ", -1)
+    reading, writing = os.pipe()
+    sink = _Sink(writing)
+    assert (sink.has_room(4_000), sink.has_room(10_000)) == (True, False)
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_descriptor_that_is_closed_has_room_for_the_error() -> None:
+    """The write fails then, and the line is counted."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    os.close(writing)
+    assert _Sink(writing).has_room(10_000)

@@ -4,10 +4,11 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridkit.observability._ecs import FIELDS, OBJECTS
+from hybridkit.observability._ecs import FIELDS, OBJECTS, fits
 from hybridkit.observability._logging import _json_renderer
 from hybridkit.settings import ServiceSettings
 from tests.helpers.ecs import TYPES, refusals
@@ -69,3 +70,30 @@ def test_ids_and_errors_fit_too() -> None:
     line = rendered(event="failed", request_id="req-1", user_id="user-1", exc_info=ValueError("x"))
     assert refusals(line) == []
     assert (line["http.request.id"], line["error.type"]) == ("req-1", "builtins.ValueError")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "taken"),
+    [
+        ("plan", "free", False),
+        ("labels", {"a": 1}, False),
+        ("url.port", 80, True),
+        ("url.port", True, False),
+        ("url.port", 2**63, False),
+        ("event.risk_score", 0.5, True),
+        ("event.risk_score", "0.5", False),
+        ("event.start", datetime.now(UTC), True),
+        ("event.start", "2026-01-02T03:04:05Z", True),
+        ("event.start", "yesterday", False),
+        ("client.ip", "::1", True),
+        ("client.ip", "fe80::1%eth0", False),
+        ("client.ip", "testclient", False),
+        ("tags", ["a", "b"], True),
+        ("tags", ["a", 1], False),
+        ("url.path", "/users", True),
+        ("error.message", ["a"], False),
+    ],
+)
+def test_a_name_takes_values_of_its_type_only(name: str, value: object, *, taken: bool) -> None:
+    """All others become labels."""
+    assert fits(name, value) is taken

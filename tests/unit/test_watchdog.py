@@ -162,3 +162,17 @@ def test_a_limit_is_positive(limit: float) -> None:
     """A watchdog without one would spin."""
     with pytest.raises(ValueError, match="stall_seconds must be positive"):
         Watchdog(stall_seconds=limit)
+
+
+async def test_a_time_in_which_no_thread_ran_is_told_as_such() -> None:
+    """The stack that is seen after it may be another one."""
+    watchdog = Watchdog(stall_seconds=60)
+    assert repr(watchdog) == "Watchdog(stall_seconds=60, dead_seconds=30.0)"
+    await watchdog.__aexit__()  # one that was never entered has nothing to end
+    with capture_logs() as logs:
+        watchdog._watched = threading.get_ident()
+        watchdog._tell_stall(1.5, is_alone=False)
+        watchdog._watched = -1  # a thread that has ended
+        watchdog._tell_stall(1.5, is_alone=False)
+    [blocked] = logs
+    assert "no thread ran" in blocked["after"]

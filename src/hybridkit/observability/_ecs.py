@@ -92,7 +92,9 @@ def fits(name: str, value: object) -> bool:
             return isinstance(value, datetime) or (isinstance(value, str) and _is_date(value))
         case "ip":
             return isinstance(value, str) and _is_ip(value)
-        case "keyword" | "match_only_text" | "wildcard":
+        case "match_only_text" | "wildcard":
+            return isinstance(value, str)
+        case _:  # keyword
             values = cast("Sequence[object]", value) if isinstance(value, list | tuple) else (value,)
             return all(isinstance(each, str) for each in values)
 

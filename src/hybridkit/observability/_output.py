@@ -226,5 +226,4 @@ def flush_logs(seconds: float) -> bool:
 
 
 atexit.register(flush_logs, EXIT_SECONDS)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=standard_output.reset_after_fork)
+os.register_at_fork(after_in_child=standard_output.reset_after_fork)
