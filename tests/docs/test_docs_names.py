@@ -13,6 +13,7 @@ from uuid import UUID
 
 import pytest
 import sqlalchemy
+from opentelemetry.sdk import environment_variables as of_opentelemetry
 from pydantic import BaseModel, create_model
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import DeclarativeBase, mapped_column
@@ -39,6 +40,7 @@ FIELDS = {
 WORDS = {
     word for path in ROOT.glob("src/**/*.py") for word in re.findall(r"\b[A-Z][A-Z0-9_]+\b", path.read_text())
 }
+ELSEWHERE = {*HTTPStatus.__members__, *vars(of_opentelemetry)}
 
 
 def named(page: Path) -> str:
@@ -71,7 +73,7 @@ def missing_settings(text: str) -> Iterator[str]:
     """The variables and codes that neither a settings class nor the source has."""
     for word in sorted(set(re.findall(r"`([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)(?:=[^`]*)?`", text))):
         own = f"{word.lower()}: " in text  # a field of a settings class that the page declares
-        if not own and word not in FIELDS | {*HTTPStatus.__members__} and word not in WORDS:
+        if not own and word not in FIELDS | WORDS | ELSEWHERE:
             yield word
 
 
