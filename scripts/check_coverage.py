@@ -71,6 +71,7 @@ CRITICAL = [
     "src/hybridkit/messaging/**/*.py",
     "src/hybridkit/observability/_ecs.py",
     "src/hybridkit/observability/_output.py",
+    "src/hybridkit/observability/_redaction.py",
     "src/hybridkit/observability/_watchdog.py",
     "src/hybridkit/retry.py",
     "src/hybridkit/security/*.py",
