@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request
 from fastapi.responses import PlainTextResponse
 from jsonschema import Draft202012Validator
 
-from hybridkit.adapters._http._rate_limits import caller_of
+from hybridkit.adapters._security._rate_limits import caller_of
 from hybridkit.adapters.fastapi import create_app, rate_limited
 from hybridkit.context import bind, current
 from hybridkit.coordination import Rate, Redis, connect_redis

@@ -171,7 +171,7 @@ async def test_what_is_neither_a_request_nor_a_connection_is_passed_on() -> None
 
 async def test_limits_of_verified_callers_count_before_the_body(monkeypatch: pytest.MonkeyPatch) -> None:
     """A protected route's limits are checked with its policy, for the user, and are in the document."""
-    from hybridkit.adapters._http import _rate_limits
+    from hybridkit.adapters._security import _rate_limits
 
     counted: list[Any] = []
 

@@ -83,12 +83,6 @@ try:
     from hybridkit.adapters._http._keyed_routes import claims_after_dependencies, is_routed, reads_body
     from hybridkit.adapters._http._openapi import complete_document, name_apart, operation_id
     from hybridkit.adapters._http._own_routes import add_own_routes, hide_documents
-    from hybridkit.adapters._http._rate_limits import (
-        LimitMiddleware,
-        default_limiter,
-        document_limits,
-        rate_limited,
-    )
     from hybridkit.adapters._http._required_key import (
         IdempotencyKey,
         describe_required_keys,
@@ -98,6 +92,12 @@ try:
     from hybridkit.adapters._http._web_sessions import SessionCookies, WebSession
     from hybridkit.adapters._security._documents import describe_security
     from hybridkit.adapters._security._middleware import SecurityMiddleware
+    from hybridkit.adapters._security._rate_limits import (
+        LimitMiddleware,
+        default_limiter,
+        document_limits,
+        rate_limited,
+    )
     from hybridkit.adapters._security._routes import check_policies
 except ImportError:
     raise MissingExtraError(__name__, extra="fastapi") from None

@@ -13,8 +13,8 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, Field
 
-from hybridkit.adapters._http._rate_limits import network_of
 from hybridkit.adapters._security._login_limits import LoginLimits
+from hybridkit.adapters._security._rate_limits import network_of
 from hybridkit.adapters.dependencies import Postgres
 from hybridkit.contract import IDEMPOTENCY_KEY_HEADER
 from hybridkit.errors import (

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
 from starlette.routing import Host, Mount
 
-from hybridkit.adapters._http._rate_limits import Guard, take_guards
+from hybridkit.adapters._security._rate_limits import Guard, take_guards
 from hybridkit.errors import DeclarationError
 from hybridkit.security import OpenAccess, Security
 from hybridkit.security._policies import Policy
