@@ -13,6 +13,7 @@ from structlog.contextvars import get_contextvars
 from hybridkit.context import RequestContext, current
 from hybridkit.events import Event, EventEnvelope
 from hybridkit.messaging._consuming import _execution as execution_module
+from hybridkit.messaging._publishing import _telemetry as telemetry_module
 from hybridkit.retry import Retry
 from tests.helpers.consuming import (
     QUEUE,
@@ -206,7 +207,9 @@ async def test_a_message_that_went_well_is_worth_a_line_for_debugging_only(
     assert [(line["event"], line["log_level"]) for line in logs] == [("message settled", "debug")]
 
 
-async def test_a_span_is_linked_to_the_producers(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_span_is_in_the_producers_trace_and_linked(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where something records; of the headers nothing is decoded otherwise."""
     spans: list[tuple[str, Any]] = []
 
@@ -215,12 +218,12 @@ async def test_a_span_is_linked_to_the_producers(steps: Steps, monkeypatch: pyte
         return nullcontext()
 
     monkeypatch.setattr(execution_module, "is_tracing", lambda: True)
-    monkeypatch.setattr(execution_module, "span", span)
+    monkeypatch.setattr(telemetry_module, "span", span)
     headers = {"traceparent": "00-1-2-3", "number": 5}
     await processor(steps, succeed).process(delivery(steps, envelope(), headers))
     [(name, options)] = spans
     assert name == f"process hk.events:processor.happened:{QUEUE}"
-    assert options["linked"] == {"traceparent": "00-1-2-3"}
+    assert options["linked"] == options["parent"] == {"traceparent": "00-1-2-3"}
     assert options["attributes"]["messaging.destination.name"] == f"hk.events:processor.happened:{QUEUE}"
 
 

@@ -69,6 +69,7 @@ def test_the_metadata_says_what_pip_needs(installed: Distribution) -> None:
         "otel",
         "sentry",
         "security",
+        "gunicorn",
         "fast",
         "cli",
         "testing",
