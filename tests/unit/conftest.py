@@ -1,7 +1,8 @@
 """The contract's routes on a store in memory, for the tests of what HTTP says."""
 
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from decimal import Decimal
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import httpx
 import orjson
 import pytest
+import structlog
 from fakeredis import FakeAsyncRedis
 from fastapi import FastAPI
 from jsonschema import Draft202012Validator
@@ -197,6 +199,25 @@ def serve_keyed(
 
 
 # ── a consumer without a broker ──────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def restored_logging() -> Iterator[None]:
+    """Logging is global; a test that configures it leaves it as it was."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    others = [each for each in root.manager.loggerDict.values() if isinstance(each, logging.Logger)]
+    before = [(each, each.level, each.propagate, list(each.handlers)) for each in others]
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for logger, its_level, propagates, its_handlers in before:
+        logger.setLevel(its_level)
+        logger.propagate = propagates
+        logger.handlers[:] = its_handlers
+    logging.captureWarnings(capture=False)
+    structlog.contextvars.clear_contextvars()
+    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from tests.helpers.apis import serving
 from tests.helpers.sentry import SentryReceiver
 from tests.helpers.spans import recording
 
+pytestmark = pytest.mark.usefixtures("restored_logging")
+
 CANARY = "c4n4ry-Zq8vXw2LmN5t-Rk3jHb7PdS9x"
 PARTNER = f"https://user:{CANARY}@partner.example/?key={CANARY}"
 

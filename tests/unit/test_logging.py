@@ -5,7 +5,6 @@ import logging
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -28,34 +27,10 @@ def fail(error: Exception) -> NoReturn:
     raise error
 
 
-LIBRARIES = (
-    "gunicorn.error",
-    "httpx",
-    "httpcore",
-    "uvicorn",
-    "uvicorn.error",
-    "sqlalchemy",
-    "pymongo",
-    "aiormq",
-)
-
 log = get_logger("tests.logging")
 
 
-@pytest.fixture(autouse=True)
-def _restored() -> Iterator[None]:
-    """Logging is global; each test leaves it as it was."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    levels = {name: logging.getLogger(name).level for name in LIBRARIES}
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for name, before in levels.items():
-        logging.getLogger(name).setLevel(before)
-    logging.captureWarnings(capture=False)
-    structlog.contextvars.clear_contextvars()
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("restored_logging")
 
 
 def configure(**values: Any) -> None:

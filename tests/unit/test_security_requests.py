@@ -19,6 +19,8 @@ from hybridkit.security import AccessTokens, CurrentPrincipal, Security, public,
 from hybridkit.settings import TokenSettings
 from tests.helpers.apis import problem, serving
 
+pytestmark = pytest.mark.usefixtures("restored_logging")
+
 CANARY = "canary-7f3a91c4e8"
 
 

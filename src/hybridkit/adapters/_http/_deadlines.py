@@ -4,7 +4,7 @@ import asyncio
 import time
 from typing import Final, Protocol
 
-GRACE_SECONDS: Final = 0.1
+GRACE_SECONDS: Final = 1.0
 """How long after its deadline work is cancelled at the earliest: calls that end at the deadline say more."""
 SWEEP_SECONDS: Final = 0.2
 """The interval at which requests are looked through, while there are any."""

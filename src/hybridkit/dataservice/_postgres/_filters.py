@@ -238,6 +238,8 @@ class Operand:
             document = f"CAST({self.sql} AS jsonb)"
             if operator == "contains":
                 return f"{document} @> CAST(CAST({arguments.add(_json(values))} AS text) AS jsonb)"
+            if not values:  # `ANY` of nothing is false for no value too, and its opposite would be true
+                return f"NULLIF({self.sql} IS NULL, true)"
             each = arguments.add([_json([value]) for value in values])
             return f"{document} @> ANY(CAST(CAST({each} AS text[]) AS jsonb[]))"
         if not isinstance(own, ANY_ARRAY):
