@@ -28,6 +28,7 @@ from hybridkit.errors import (
     NoRouteError,
     NotFoundError,
     OutcomeUnknownError,
+    PageTokenError,
     RejectedError,
     RuleViolationError,
     StaleVersionError,
@@ -86,6 +87,7 @@ def meant(error: type[HybridkitError]) -> tuple[int, str]:
     if issubclass(error, NoRouteError):
         return 500, "INTERNAL"
     for known in (
+        PageTokenError,
         NotFoundError,
         StaleVersionError,
         UniqueViolationError,

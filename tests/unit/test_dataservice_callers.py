@@ -354,7 +354,10 @@ def test_a_grant_of_what_is_not_there_is_refused_where_it_is_declared(grant: Gra
         create_data_service(MongoSettings, {NOTES: DocumentCollection()}, grants={"api_service": grant})
 
 
-def test_a_caller_with_a_grant_and_no_key_could_never_call() -> None:
-    """It is refused at the start, where somebody sees it."""
-    with pytest.raises(DeclarationError, match="no key for bot_service, which has a grant"):
-        Callers.of(settings("api_service"), GRANTS)
+def test_a_caller_with_a_grant_and_no_key_could_never_call(logs: list[MutableMapping[str, Any]]) -> None:
+    """Production refuses it at the start, where somebody sees it; elsewhere a part of an application may run."""
+    given = settings("api_service")
+    with pytest.raises(DeclarationError, match="SERVICE_TOKEN_KEYS has no key for bot_service"):
+        Callers.of(given.model_copy(update={"environment": "production"}), GRANTS)
+    assert "bot_service" in repr(Callers.of(given, GRANTS))
+    assert [line["caller"] for line in logs] == ["bot_service"]

@@ -36,7 +36,7 @@ class StackService:
         port: the port that it listens on; None takes a free one.
     """
 
-    module: str
+    module: str = field(kw_only=False)
     name: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     port: int | None = None

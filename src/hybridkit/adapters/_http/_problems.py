@@ -25,6 +25,7 @@ from hybridkit.errors import (
     NoRouteError,
     NotFoundError,
     OutcomeUnknownError,
+    PageTokenError,
     RuleViolationError,
     StaleVersionError,
     TemporaryError,
@@ -114,6 +115,8 @@ def _translated(error: BaseException) -> HybridkitError | None:
             return None
         case NotFoundError():
             return NotFoundError("something that this needs is not there")
+        case PageTokenError():  # callers are given tokens, and bring them back
+            return PageTokenError("the page token is of another query; begin again without one")
         case RuleViolationError():  # its message is for people; its places are those of our own request
             return RuleViolationError(str(error), code=error.code)
         case StaleVersionError():
@@ -122,6 +125,13 @@ def _translated(error: BaseException) -> HybridkitError | None:
             return UniqueViolationError("another one has this value already", fields=error.fields)
         case ForeignKeyError():
             return _broken_reference(error)
+        case _:
+            return _trouble(error)
+
+
+def _trouble(error: BaseException) -> HybridkitError | None:
+    """Return what an error that is nobody's request means for the caller, or None for a mistake of ours."""
+    match error:
         case DeadlineExceededError() | DeadlinePassedError():  # other parts of the request may have been done
             return DeadlineExceededError("the time ran out before it was done")
         case TemporaryError():

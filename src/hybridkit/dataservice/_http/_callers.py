@@ -20,12 +20,15 @@ from hybridkit.contract import Emission
 from hybridkit.dataservice._http._requests import ContractRequest, caller_of
 from hybridkit.errors import AccessDeniedError, DeclarationError
 from hybridkit.events import Command, Event
+from hybridkit.observability import get_logger
 from hybridkit.resources._resource import AnyCall, AnyResource
 from hybridkit.security import ServiceTokenVerifier
 from hybridkit.settings import ServiceSettings
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
+
+_log = get_logger("hybridkit.dataservice")
 
 type Access = Literal["read", "create", "update", "delete"]
 type GrantedResources = Collection[AnyResource] | Literal["*"]
@@ -128,16 +131,19 @@ class Callers:
         """Return the callers that the settings have keys for.
 
         Raises:
-            DeclarationError: a key can't be used, or a caller has a grant and no key.
+            DeclarationError: a key can't be used, or in production a caller has a grant and no key.
         """
         keys: dict[str, SecretStr] = getattr(settings, "service_token_keys", {})
         if not keys:
             return cls(None, grants)
         keyless = sorted(set(grants or ()) - set(keys))
-        if keyless:
+        if keyless and settings.environment == "production":
             raise DeclarationError(
-                f"service_token_keys has no key for {', '.join(keyless)}, which has a grant"
+                f"SERVICE_TOKEN_KEYS has no key for {', '.join(keyless)}, so its grant is of no use: add the secret"
+                " that it has as SERVICE_TOKEN_KEY, or remove the grant"
             )
+        for caller in keyless:  # a part of the application runs, as under a debugger or in a test
+            _log.info("a caller with a grant has no key", caller=caller)
         plain = {service: key.get_secret_value() for service, key in keys.items()}
         return cls(ServiceTokenVerifier(plain, audience=settings.service_name), grants)
 
