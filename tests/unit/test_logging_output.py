@@ -269,3 +269,28 @@ def test_a_descriptor_that_is_closed_has_room_for_the_error() -> None:
     os.close(reading)
     os.close(writing)
     assert _Sink(writing).has_room(10_000)
+
+
+def test_a_pipe_that_does_not_block_takes_nothing_when_it_is_full_and_the_rest_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The thread waits until it has room, and writes the line whole."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writing, bytes(65_536))
+    assert _output._write(writing, b"x") == 0
+    os.set_blocking(reading, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.read(reading, 65_536)
+
+    taken, write = [0], _output._write
+    monkeypatch.setattr(_output, "_write", lambda *given: taken.pop() if taken else write(*given))
+    with open(writing, "wb", buffering=0) as stream:  # noqa: PTH123 - a descriptor
+        monkeypatch.setattr(sys, "stdout", stream)
+        _output._write_whole(b"late\n")
+        monkeypatch.undo()
+    assert os.read(reading, 100) == b"late\n"
+    os.close(reading)
