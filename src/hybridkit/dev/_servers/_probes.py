@@ -6,6 +6,7 @@ They need no driver, and end within their timeout also when the server is frozen
 import secrets
 import socket
 import struct
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,7 +29,20 @@ def free_port() -> int:
         port = bottom + secrets.randbelow(max(top - bottom, 1))
         with socket.socket() as attempt, suppress(OSError):
             attempt.bind((LOOPBACK, port))
+            _reserve(port)
             return port
+
+
+def _reserve(port: int) -> None:
+    """Keep other processes of ours, until this one ends, from finding the port free before it is used.
+
+    Raises:
+        OSError: another process has it reserved.
+    """
+    if sys.platform == "linux":  # elsewhere there are no names that end with their process
+        with socket.socket(socket.AF_UNIX) as reservation:
+            reservation.bind(f"\0hybridkit_port_{port}")
+            reservation.detach()
 
 
 def postgres_answers(port: int, *, host: str = LOOPBACK) -> bool:
