@@ -16,8 +16,7 @@ AT = datetime(2030, 1, 1, 12, 0, 0, tzinfo=UTC)
 async def test_each_slot_has_its_effects_once_whatever_happens_to_the_replicas(redis_url: str) -> None:
     """Two processes, of which one is killed in mid run, over a clock that is set forward and back."""
     verdict = await prove(redis_url, ["kill", "forward", "back"], replicas=2)
-    # On a busy machine a run may end again after a take-over; its effects are there once all the same.
-    assert (verdict.missing, verdict.doubled, verdict.unmade) == ([], [], []), verdict
+    assert verdict.holds, verdict
     assert verdict.rerun >= 1
     assert verdict.slots > 25
 
@@ -45,7 +44,10 @@ def test_a_run_that_comes_to_its_end_again_needs_a_reason() -> None:
     """Where no replica has died, none may have done the work of another."""
     found = replace(judge(effects(*EACH)), repeated=1)
     assert not found.holds
-    assert replace(found, faults=Counter({"kill": 1})).holds
+    for fault in ("kill", "forward"):
+        assert replace(found, faults=Counter({fault: 1})).holds
+    assert not replace(found, faults=Counter({"back": 1})).holds
+    assert not replace(found, faults=Counter({"kill": 1}), repeated=2).holds
     assert "1 ended again" in str(found)
 
 

@@ -49,7 +49,8 @@ class Verdict:
         faults: how often each fault was done.
         rerun: how many runs were begun again.
         repeated: how many runs have come to their end more than once. The effects are there once nevertheless; but only
-            a replica that dies or freezes between the last effect and its record may have it so.
+            a replica that dies or freezes between the last effect and its record may have it so, and a clock that is set
+            forward beyond the end of a lease, which is a time of that clock.
     """
 
     slots: int
@@ -63,7 +64,7 @@ class Verdict:
     @property
     def holds(self) -> bool:
         """Whether every slot had its effects once, and was run again for a reason only."""
-        reasons = sum(self.faults[fault] for fault in ("kill", "stop", "freeze"))
+        reasons = sum(self.faults[fault] for fault in ("kill", "stop", "freeze", "forward"))
         return not (self.missing or self.doubled or self.unmade) and self.repeated <= reasons
 
     def __str__(self) -> str:
