@@ -49,8 +49,8 @@ class Verdict:
         faults: how often each fault was done.
         rerun: how many runs were begun again.
         repeated: how many runs have come to their end more than once. The effects are there once nevertheless; but only
-            a replica that dies or freezes between the last effect and its record may have it so, and a clock that is set
-            forward beyond the end of a lease, which is a time of that clock.
+            a replica that dies or freezes between the last effect and its record may have it so, and a clock that is
+            set forward beyond the end of a lease, which is a time of that clock.
     """
 
     slots: int
