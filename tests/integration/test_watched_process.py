@@ -63,29 +63,36 @@ async def test_a_process_tells_what_blocks_it_and_loses_no_line(tmp_path: Path) 
         stderr=errors,
     )
     os.close(writing)
-    management = f"http://127.0.0.1:{management_port}"
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as api:
-        await until(lambda: is_ready(api, f"{management}/ready"))
-        for number in range(REQUESTS):  # far more lines than a pipe holds
-            assert (await api.get(f"/numbers/{number}")).status_code == 200
-        assert (await api.get("/block")).status_code == 200
-        assert (await api.get("/explode")).status_code == 200
-        page = (await api.get(f"{management}/metrics")).text
-    process.send_signal(signal.SIGTERM)
-    with os.fdopen(reading) as output:
-        text = await asyncio.to_thread(output.read)
-    assert await process.wait() == 0
-    lines = [json.loads(line) for line in text.splitlines()]
-    assert [refusal for line in lines for refusal in refusals(line)] == []
-    paths = [line["url.path"] for line in lines if line.get("url.path", "").startswith("/numbers/")]
-    assert paths == [f"/numbers/{number}" for number in range(REQUESTS)]
-    blocked = [line["labels"]["line"] for line in lines if line["message"] == "the event loop is blocked"]
-    assert any("in block" in line for line in blocked)
-    [stalls] = [line for line in page.splitlines() if line.startswith("hybridkit_event_loop_stalls_total ")]
-    assert float(stalls.split()[1]) >= 2
-    errors.seek(0)
-    assert "in explode" in errors.read()
-    errors.close()
+    try:
+        management = f"http://127.0.0.1:{management_port}"
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as api:
+            await until(lambda: is_ready(api, f"{management}/ready"))
+            for number in range(REQUESTS):  # far more lines than a pipe holds
+                assert (await api.get(f"/numbers/{number}")).status_code == 200
+            assert (await api.get("/block")).status_code == 200
+            assert (await api.get("/explode")).status_code == 200
+            page = (await api.get(f"{management}/metrics")).text
+        process.send_signal(signal.SIGTERM)
+        with os.fdopen(reading) as output:
+            text = await asyncio.to_thread(output.read)
+        assert await process.wait() == 0
+        lines = [json.loads(line) for line in text.splitlines()]
+        assert [refusal for line in lines for refusal in refusals(line)] == []
+        paths = [line["url.path"] for line in lines if line.get("url.path", "").startswith("/numbers/")]
+        assert paths == [f"/numbers/{number}" for number in range(REQUESTS)]
+        blocked = [line["labels"]["line"] for line in lines if line["message"] == "the event loop is blocked"]
+        assert any("in block" in line for line in blocked)
+        [stalls] = [
+            line for line in page.splitlines() if line.startswith("hybridkit_event_loop_stalls_total ")
+        ]
+        assert float(stalls.split()[1]) >= 2
+        errors.seek(0)
+        assert "in explode" in errors.read()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        errors.close()
 
 
 async def is_ready(api: httpx.AsyncClient, url: str) -> bool:
