@@ -186,3 +186,4 @@ async def test_workers_that_can_not_start_end_with_one_report(
     await api.start("-m", "many", *arguments, until_ready=False, **environment)
     assert await api.exit_code() == code
     assert words in api.log()
+    assert "HaltServer" not in api.log()

@@ -25,6 +25,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -62,9 +63,9 @@ class ApiWorker(Worker):  # type: ignore[misc] # Gunicorn has no annotations
     @classmethod
     def setup(cls) -> None:
         """Let the metrics of the workers be added up; Gunicorn calls it before it loads the application."""
-        if not _is_sharing:
+        if not _halting:
             share_metrics()
-            _is_sharing.append(True)
+            _halting.append(_Halting())
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -83,7 +84,7 @@ class ApiWorker(Worker):  # type: ignore[misc] # Gunicorn has no annotations
         Raises:
             SystemExit: the start failed.
         """
-        from hybridkit.adapters._running import run_process  # noqa: PLC0415 - loads prometheus-client; see `setup`
+        from hybridkit.adapters._running import FAILED, run_process  # noqa: PLC0415 - loads prometheus-client; see `setup`
 
         faulthandler.enable()  # Gunicorn aborts a worker that hangs: its stack says where
         app = cast("FastAPI", self.wsgi)
@@ -96,7 +97,7 @@ class ApiWorker(Worker):  # type: ignore[misc] # Gunicorn has no annotations
                 traceback.print_exception(error)
             elif isinstance(error.code, str):
                 print(error.code, file=sys.stderr)  # noqa: T201 - the settings' problems, for whoever starts it
-            sys.exit(BOOT_FAILED)
+            sys.exit(BOOT_FAILED if _halting[0].is_first() else FAILED)
 
     async def _serve(self, app: "FastAPI", settings: "ServiceSettings", stop: "StopSignals") -> None:
         from hybridkit.adapters._running import Management  # noqa: PLC0415 - as above
@@ -130,7 +131,26 @@ class ApiWorker(Worker):  # type: ignore[misc] # Gunicorn has no annotations
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
 
-_is_sharing: Final[list[bool]] = []
+class _Halting:
+    """The one worker whose exit code halts the server, of all that can't start.
+
+    Gunicorn halts at the first `BOOT_FAILED`. A second one, which it meets while it halts, ends it with a stack trace
+    and exit code 1.
+    """
+
+    def __init__(self) -> None:
+        self._token, writer = os.pipe()
+        os.set_blocking(self._token, False)
+        os.write(writer, b"1")
+
+    def is_first(self) -> bool:
+        """Take the token that all workers of the server share."""
+        with suppress(BlockingIOError):
+            return bool(os.read(self._token, 1))
+        return False
+
+
+_halting: Final[list[_Halting]] = []
 
 
 def run_workers(app: "FastAPI", workers: int) -> None:
