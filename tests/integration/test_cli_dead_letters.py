@@ -12,8 +12,8 @@ import aio_pika
 import pytest
 from typer.testing import CliRunner, Result
 
-from hybridkit.cli import _dead_letters as module
-from hybridkit.cli._app import app
+from hybridkit._cli import _dead_letters as module
+from hybridkit._cli._app import app
 from hybridkit.messaging import apply_topology, topology_of
 from hybridkit.testing import plugin
 

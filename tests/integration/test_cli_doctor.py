@@ -20,11 +20,11 @@ from pydantic import BaseModel
 from sqlalchemy.orm import DeclarativeBase, Mapped
 from typer.testing import CliRunner, Result
 
-from hybridkit.cli._app import app
-from hybridkit.cli._checks import _finding, _network
-from hybridkit.cli._checks._finding import clock, examine
-from hybridkit.cli._checks._network import check_network
-from hybridkit.cli._checks._services import check_collector, check_data_service, check_telegram
+from hybridkit._cli._app import app
+from hybridkit._cli._checks import _finding, _network
+from hybridkit._cli._checks._finding import clock, examine
+from hybridkit._cli._checks._network import check_network
+from hybridkit._cli._checks._services import check_collector, check_data_service, check_telegram
 from hybridkit.clients import PostgresDataClient
 from hybridkit.dataservice import (
     DocumentCollection,

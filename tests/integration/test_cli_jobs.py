@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 from typer.testing import CliRunner, Result
 
-from hybridkit.cli._app import app
+from hybridkit._cli._app import app
 from hybridkit.coordination import Redis, connect_redis
 from hybridkit.errors import RejectedError
 from hybridkit.jobs import Jobs, Slot, _runner

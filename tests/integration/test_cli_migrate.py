@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from typer.testing import CliRunner, Result
 
-from hybridkit.cli._app import app
+from hybridkit._cli._app import app
 from hybridkit.dataservice import (
     DocumentCollection,
     DocumentIndex,

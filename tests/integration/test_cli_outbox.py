@@ -11,8 +11,8 @@ import pytest
 from pydantic import BaseModel
 from typer.testing import CliRunner, Result
 
-from hybridkit.cli import _outbox as module
-from hybridkit.cli._app import app
+from hybridkit._cli import _outbox as module
+from hybridkit._cli._app import app
 from hybridkit.codec import now
 from hybridkit.contract import Emission
 from hybridkit.dataservice import DocumentCollection, migrate

@@ -28,7 +28,7 @@ if __name__ == "__main__":
 
 async def started(folder: Path, *arguments: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", "from hybridkit.cli import main; main()", "run", *arguments),
+        *(sys.executable, "-c", "from hybridkit._cli import main; main()", "run", *arguments),
         cwd=folder,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
         stdout=asyncio.subprocess.PIPE,

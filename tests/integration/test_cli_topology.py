@@ -14,14 +14,14 @@ import aio_pika
 import pytest
 from typer.testing import CliRunner, Result
 
-from hybridkit.cli._app import app
+from hybridkit._cli._app import app
 from hybridkit.testing import plugin
 
 pytestmark = pytest.mark.real_server
 
 ROOT = Path(__file__).resolve().parents[2]
 APP = "examples.worker_service.application"
-COMMAND = [sys.executable, "-c", "from hybridkit.cli import main; main()", "topology"]
+COMMAND = [sys.executable, "-c", "from hybridkit._cli import main; main()", "topology"]
 
 
 def topology(url: str, *arguments: str) -> Result:

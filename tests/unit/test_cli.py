@@ -14,9 +14,9 @@ import structlog
 import typer
 from typer.testing import CliRunner, Result
 
-from hybridkit import cli
-from hybridkit.cli import _common, _topology
-from hybridkit.cli._app import app
+from hybridkit import _cli
+from hybridkit._cli import _common, _topology
+from hybridkit._cli._app import app
 from hybridkit.errors import DeclarationError, NotConnectedError
 from hybridkit.messaging import RobustConsumer
 
@@ -38,9 +38,9 @@ def module() -> Iterator[ModuleType]:
 
 
 def test_the_console_script_is_the_function() -> None:
-    """The package installs `hybridkit` as `hybridkit.cli:main`."""
+    """The package installs `hybridkit` as `hybridkit._cli:main`."""
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert scripts == {"hybridkit": "hybridkit.cli:main"}
+    assert scripts == {"hybridkit": "hybridkit._cli:main"}
 
 
 def test_help_names_every_group_and_imports_none() -> None:
@@ -48,22 +48,22 @@ def test_help_names_every_group_and_imports_none() -> None:
     script = (
         "import sys; sys.argv = ['hybridkit', '--help']\n"
         "import atexit; atexit.register(lambda: print(*sys.modules))\n"
-        "import hybridkit.cli; hybridkit.cli.main()"
+        "import hybridkit._cli; hybridkit._cli.main()"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert [name for name in {**cli.GROUPS, **cli.COMMANDS} if f"  {name} " not in done.stdout] == []
+    assert [name for name in {**_cli.GROUPS, **_cli.COMMANDS} if f"  {name} " not in done.stdout] == []
     assert {"aiormq", "structlog", "pydantic"} & set(done.stdout.split()) == set()
 
 
 def test_every_group_has_its_module() -> None:
     """The help of each group lists commands."""
-    for name in cli.GROUPS:
+    for name in _cli.GROUPS:
         shown = hybridkit(name, "--help")
         assert shown.exit_code == 0
         assert "Commands:" in shown.output
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("name", _cli.COMMANDS)
 def test_every_command_has_its_module(name: str) -> None:
     """Its help is the command's own, with its arguments."""
     shown = hybridkit(name, "--help")
@@ -85,7 +85,7 @@ def test_wrong_use_is_2(arguments: list[str]) -> None:
 
 def test_without_typer_the_command_says_what_to_install() -> None:
     """The message names the extra, without a traceback."""
-    script = "import sys; sys.modules['typer'] = None\nimport hybridkit.cli; hybridkit.cli.main()"
+    script = "import sys; sys.modules['typer'] = None\nimport hybridkit._cli; hybridkit._cli.main()"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert (

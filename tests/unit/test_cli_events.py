@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from hybridkit.cli import _events
-from hybridkit.cli._app import app
+from hybridkit._cli import _events
+from hybridkit._cli._app import app
 from hybridkit.events import Command, Event, EventRegistry, Message, registry
 from hybridkit.events.schemas import asyncapi_document, event_schemas, to_json
 from hybridkit.messaging import RobustConsumer

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import pytest
 
+from hybridkit._injection import InjectionPlan, Wanted, bare_type, plan_injection
 from hybridkit.errors import DeclarationError
-from hybridkit.injection import InjectionPlan, Wanted, bare_type, plan_injection
 
 if TYPE_CHECKING:
     from decimal import Decimal

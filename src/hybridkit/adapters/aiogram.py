@@ -23,6 +23,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Gene
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
+from hybridkit._injection import InjectionPlan, plan_injection
 from hybridkit.adapters._running import (
     Lifespan,
     StopSignals,
@@ -37,7 +38,6 @@ from hybridkit.context import RequestContext, current
 from hybridkit.coordination import Redis
 from hybridkit.errors import DeclarationError, MissingExtraError, UnavailableError
 from hybridkit.idempotency import IdempotencyGuard, RedisDown
-from hybridkit.injection import InjectionPlan, plan_injection
 from hybridkit.lifespan import ServiceResources
 from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
 from hybridkit.observability import get_logger

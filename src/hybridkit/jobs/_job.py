@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from hybridkit.injection import InjectionPlan
+from hybridkit._injection import InjectionPlan
 from hybridkit.jobs._schedule import Schedule, jitter_of
 from hybridkit.retry import Retry
 

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Final, get_args
 
+from hybridkit._injection import plan_injection
 from hybridkit.coordination import Redis
 from hybridkit.errors import DeclarationError
-from hybridkit.injection import plan_injection
 from hybridkit.jobs._cron import Cron
 from hybridkit.jobs._job import Job, Missed
 from hybridkit.jobs._runner import JobRunner

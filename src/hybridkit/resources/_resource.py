@@ -11,10 +11,10 @@ from pydantic import BaseModel, Field, GetCoreSchemaHandler, TypeAdapter
 from pydantic_core import CoreSchema
 from typing_extensions import TypeVar
 
+from hybridkit._injection import bare_type
 from hybridkit._syntax import NAME_SYNTAX
 from hybridkit.codec import Timestamp
 from hybridkit.errors import DeclarationError, InvalidQueryError
-from hybridkit.injection import bare_type
 from hybridkit.resources._filters import PLAIN_VALUES, element_type, operand_type
 from hybridkit.resources._filters import Field as FilterField
 

@@ -24,12 +24,12 @@ from aiogram.client.session.middlewares.base import BaseRequestMiddleware
 from aiogram.exceptions import TelegramForbiddenError, TelegramNetworkError, TelegramRetryAfter
 from aiogram.methods import Response, TelegramMethod
 
+from hybridkit._injection import plan_injection
 from hybridkit.adapters._telegram._files import own_cause
 from hybridkit.adapters._telegram._holds import Holds
 from hybridkit.context import RequestContext, current
 from hybridkit.coordination import Rate, RateLimiter, Redis
 from hybridkit.errors import OverloadedError
-from hybridkit.injection import plan_injection
 from hybridkit.observability import get_logger, metrics
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hybridkit._injection import InjectionPlan, plan_injection
 from hybridkit.context import RequestContext, current
 from hybridkit.errors import DeclarationError
 from hybridkit.events import Command, Event, EventEnvelope, Message
-from hybridkit.injection import InjectionPlan, plan_injection
 from hybridkit.retry import Retry
 
 type _Source = Callable[[EventEnvelope[Any], Mapping[Any, object]], object]

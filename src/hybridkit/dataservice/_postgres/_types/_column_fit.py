@@ -36,8 +36,8 @@ from sqlalchemy import (
 from sqlalchemy import Enum as EnumType
 from sqlalchemy.types import TypeEngine
 
+from hybridkit._injection import bare_type
 from hybridkit.dataservice._postgres._types._parameters import bare
-from hybridkit.injection import bare_type
 
 _TEXT: Final = "text"
 _NUMBER: Final = "number"

@@ -19,23 +19,23 @@ __all__ = ["main"]
 # A group of commands is a module with a `typer.Typer` named `app`; it is imported when one of its commands is used.
 GROUPS: Final = {
     "dlq": (
-        "hybridkit.cli._dead_letters",
+        "hybridkit._cli._dead_letters",
         "Count, show and send back dead letters.",
     ),
     "events": (
-        "hybridkit.cli._events",
+        "hybridkit._cli._events",
         "Export the schemas of events and commands, and check them against a release.",
     ),
     "jobs": (
-        "hybridkit.cli._jobs",
+        "hybridkit._cli._jobs",
         "Show when jobs have run and will run, and have one run now.",
     ),
     "outbox": (
-        "hybridkit.cli._outbox",
+        "hybridkit._cli._outbox",
         "List what a data service has not published, and have it tried again.",
     ),
     "topology": (
-        "hybridkit.cli._topology",
+        "hybridkit._cli._topology",
         "Plan, apply and verify what consumers need of the broker.",
     ),
 }
@@ -43,19 +43,19 @@ GROUPS: Final = {
 # A command of its own is a `typer.Typer` with one command in a module, imported in the same way.
 COMMANDS: Final = {
     "doctor": (
-        "hybridkit.cli._doctor:app",
+        "hybridkit._cli._doctor:app",
         "Check a service's settings and surroundings.",
     ),
     "migrate": (
-        "hybridkit.cli._migrations:migrate_app",
+        "hybridkit._cli._migrations:migrate_app",
         "Bring a database to what a data service declares.",
     ),
     "run": (
-        "hybridkit.cli._run:app",
+        "hybridkit._cli._run:app",
         "Run all processes of an application for development.",
     ),
     "revision": (
-        "hybridkit.cli._migrations:revision_app",
+        "hybridkit._cli._migrations:revision_app",
         "Write the Alembic revision to the declared tables.",
     ),
 }
@@ -68,7 +68,7 @@ def main() -> None:
         SystemExit: always.
     """
     try:
-        from hybridkit.cli._app import app  # noqa: PLC0415 - needs the extra, whose absence is told without a stack
+        from hybridkit._cli._app import app  # noqa: PLC0415 - needs the extra, whose absence is told without a stack
     except MissingExtraError as error:
         sys.exit(f"error: {error}")
     app(prog_name="hybridkit")

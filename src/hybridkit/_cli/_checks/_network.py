@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
-from hybridkit.cli._checks._finding import CHECK_SECONDS, Finding
+from hybridkit._cli._checks._finding import CHECK_SECONDS, Finding
 
 SLOW_DNS_SECONDS: Final = 0.1
 EXPIRES_SOON_DAYS: Final = 21

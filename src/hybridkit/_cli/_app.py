@@ -4,7 +4,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any, Final
 
-from hybridkit.cli import COMMANDS, GROUPS
+from hybridkit._cli import COMMANDS, GROUPS
 from hybridkit.errors import HybridkitError, MissingExtraError
 
 try:

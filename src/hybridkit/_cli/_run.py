@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, cast
 
 import typer
 
-from hybridkit.cli._common import import_app
+from hybridkit._cli._common import import_app
 from hybridkit.dev import Kind, LocalServers
 from hybridkit.dev._applications import settings_class_of
 from hybridkit.dev._processes._logs import readable

@@ -6,8 +6,7 @@ from typing import Annotated, Final, NoReturn
 
 import typer
 
-from hybridkit.adapters._telegram._update_queues import update_topology
-from hybridkit.cli._common import (
+from hybridkit._cli._common import (
     JsonOption,
     UrlOption,
     find_instances,
@@ -15,6 +14,7 @@ from hybridkit.cli._common import (
     print_table,
     run,
 )
+from hybridkit.adapters._telegram._update_queues import update_topology
 from hybridkit.errors import DeclarationError
 from hybridkit.messaging import (
     Plan,

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from hybridkit.cli._checks._finding import Finding, Level, answered, clock
+from hybridkit._cli._checks._finding import Finding, Level, answered, clock
 from hybridkit.coordination import check_noeviction, connect_redis, replication_problems
 from hybridkit.coordination._connection import server_info
 from hybridkit.errors import SettingsError

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hybridkit.cli._common import AppOption, JsonOption, find_instances, import_app, print_json
+from hybridkit._cli._common import AppOption, JsonOption, find_instances, import_app, print_json
 from hybridkit.codec import decode_object
 from hybridkit.errors import MalformedPayloadError
 from hybridkit.events.schemas import Schema, asyncapi_document, check, event_schemas, to_json

@@ -8,7 +8,15 @@ from uuid import UUID
 
 import typer
 
-from hybridkit.cli._common import JsonOption, checked_url, is_terminal, one_line, print_json, print_table, run
+from hybridkit._cli._common import (
+    JsonOption,
+    checked_url,
+    is_terminal,
+    one_line,
+    print_json,
+    print_table,
+    run,
+)
 from hybridkit.codec import format_timestamp
 from hybridkit.errors import MissingExtraError
 from hybridkit.settings import MongoUrl, PostgresUrl

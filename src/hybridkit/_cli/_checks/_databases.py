@@ -4,8 +4,8 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from hybridkit.cli._checks._finding import Finding, answered, clock
-from hybridkit.cli._data_services import pending_in
+from hybridkit._cli._checks._finding import Finding, answered, clock
+from hybridkit._cli._data_services import pending_in
 from hybridkit.dataservice._service import DataServiceDeclaration
 
 OWN_CONNECTIONS: Final = 3

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from hybridkit.cli._common import JsonOption, checked_url, import_app, print_json, print_table, run
-from hybridkit.cli._data_services import (
+from hybridkit._cli._common import JsonOption, checked_url, import_app, print_json, print_table, run
+from hybridkit._cli._data_services import (
     Pending,
     declarations_in,
     is_mongo,

@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 import typer
 
-from hybridkit.cli._common import (
+from hybridkit._cli._common import (
     JsonOption,
     UrlOption,
     find_instances,

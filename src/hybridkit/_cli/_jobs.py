@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from hybridkit.cli._common import (
+from hybridkit._cli._common import (
     JsonOption,
     checked_url,
     find_instances,

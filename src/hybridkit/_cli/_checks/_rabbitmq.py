@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from hybridkit.cli._checks._finding import Finding, Level, answered
+from hybridkit._cli._checks._finding import Finding, Level, answered
 from hybridkit.context import RequestContext, bind
 from hybridkit.messaging import RobustConsumer, plan_topology, topology_of
 

@@ -9,13 +9,12 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from hybridkit.adapters._running import authorization_for
-from hybridkit.cli._checks._finding import Finding, examine
-from hybridkit.cli._checks._network import check_network
-from hybridkit.cli._checks._rabbitmq import check_rabbitmq
-from hybridkit.cli._checks._redis import check_redis
-from hybridkit.cli._checks._services import check_collector, check_data_service, check_telegram
-from hybridkit.cli._common import (
+from hybridkit._cli._checks._finding import Finding, examine
+from hybridkit._cli._checks._network import check_network
+from hybridkit._cli._checks._rabbitmq import check_rabbitmq
+from hybridkit._cli._checks._redis import check_redis
+from hybridkit._cli._checks._services import check_collector, check_data_service, check_telegram
+from hybridkit._cli._common import (
     JsonOption,
     import_app,
     instances_of,
@@ -23,6 +22,7 @@ from hybridkit.cli._common import (
     print_json,
     run,
 )
+from hybridkit.adapters._running import authorization_for
 from hybridkit.clients import MongoDataClient, PostgresDataClient
 from hybridkit.dev._applications import settings_class_of
 from hybridkit.errors import DeclarationError, SettingsError
@@ -175,8 +175,8 @@ def _databases(settings: ServiceSettings, module: ModuleType, replicas: int) -> 
     if not isinstance(settings, DataServiceSettings):
         return
     # Only a data service has these modules' extras.
-    from hybridkit.cli._checks._databases import check_mongo, check_postgres, check_schema  # noqa: PLC0415
-    from hybridkit.cli._data_services import declarations_in  # noqa: PLC0415
+    from hybridkit._cli._checks._databases import check_mongo, check_postgres, check_schema  # noqa: PLC0415
+    from hybridkit._cli._data_services import declarations_in  # noqa: PLC0415
 
     advice = "start the database, or correct DATABASE_URL"
     untyped: Any = settings

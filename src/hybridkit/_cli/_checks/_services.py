@@ -8,7 +8,7 @@ from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
 from typing import Final
 from urllib.parse import urlsplit
 
-from hybridkit.cli._checks._finding import CHECK_SECONDS, Finding, answered, clock
+from hybridkit._cli._checks._finding import CHECK_SECONDS, Finding, answered, clock
 from hybridkit.clients import MongoDataClient, PostgresDataClient
 from hybridkit.clients._transports._http1 import KEEPALIVE_SECONDS
 from hybridkit.errors import UnavailableError
