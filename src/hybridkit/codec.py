@@ -7,7 +7,7 @@ lower case.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Final, cast
@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, PlainSerializer, TypeAdapter, Va
 from pydantic_core import from_json
 
 from hybridkit._syntax import json_pointer
-from hybridkit.errors import FieldProblem, MalformedPayloadError, PayloadTooLargeError
+from hybridkit.errors import FieldProblem, MalformedPayloadError, MisuseError, PayloadTooLargeError
 
 __all__ = [
     "MAX_FIELD_ERRORS",
@@ -55,9 +55,34 @@ _LONG_RUN: Final = re.compile(rb"[0-9]{9}")
 
 
 def now() -> datetime:
-    """Return the current time in UTC, truncated to the milliseconds that every store keeps."""
-    moment = datetime.now(UTC)
+    """Return the current time in UTC, truncated to the milliseconds that every store keeps.
+
+    A test moves it by `hybridkit.testing.VirtualClock`.
+    """
+    moment = _read_clock()
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+
+def _system_clock() -> datetime:
+    return datetime.now(UTC)
+
+
+_read_clock: Callable[[], datetime] = _system_clock
+
+
+def replace_clock(read: Callable[[], datetime] | None) -> None:
+    """Have `now` read another clock, in all tasks and threads of the process.
+
+    Args:
+        read: returns an aware time; None for the system's clock.
+
+    Raises:
+        MisuseError: another clock has replaced the system's already, and each would move the other's time.
+    """
+    global _read_clock  # noqa: PLW0603 - one clock for the process, as the system's is
+    if read is not None and _read_clock is not _system_clock:
+        raise MisuseError("a VirtualClock is in use already; one test at a time moves the time of a process")
+    _read_clock = read or _system_clock
 
 
 def truncate_timestamp(moment: datetime) -> datetime:

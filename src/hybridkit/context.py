@@ -76,6 +76,22 @@ class Claim:
     _steps: "dict[str, _EqualSteps]" = field(default_factory=lambda: {}, repr=False, compare=False)  # noqa: PIE807
     _begun: int = field(default=0, repr=False, compare=False)
 
+    def fresh(self) -> "Claim":
+        """Return a claim with the same key that has taken no step yet, for work that is done again from its beginning.
+
+        Steps that are equal are numbered in the order in which they commit. Work that begins again in this run, after
+        a lost race for example, would go on counting: its writes would have other keys and ids than those of a run
+        that needs one try. With a fresh claim for each try they have the same ones:
+
+        ```python
+        with bind(replace(current(), claim=claim.fresh())):
+            ...
+        ```
+
+        `modify` needs none: it writes one record, and a write that was refused gives its number back.
+        """
+        return Claim(self.key)
+
     def step(self, name: str) -> str:
         """Add to a name its ordinal among equal ones in this run: the first `emit user.created` is number 0."""
         ordinal = self._ordinals.get(name, 0)

@@ -20,6 +20,7 @@ __all__ = ["derived_id", "derived_key", "new_id", "new_request_id", "uuid_octets
 
 DERIVED_KEY_PREFIX = "hkd_"
 ORDERED_KEY_PREFIX = "hkd_n_"
+SHORT_KEY_PREFIX = "hks_"
 
 _TICKS_TO_1970 = 0x01B21DD213814000  # of 100 ns, from the Gregorian reform: where the time of a UUID begins
 _VERSION_6_VARIANT_1 = 6 << 76 | 0b10 << 62
@@ -59,7 +60,7 @@ def derived_id(claim_key: str, step: str) -> UUID:
     return UUID(int=uuid6.UUID(int=int.from_bytes(_digest(claim_key, step)[:16]), version=8).int)
 
 
-def derived_key(claim_key: str, step: str, *, by_order: bool = False) -> str:
+def derived_key(claim_key: str, step: str, *, by_order: bool = False, short_lived: bool = False) -> str:
     """Derive the `Idempotency-Key` of a step of a claim, the same on every run: up to 70 characters.
 
     Args:
@@ -67,8 +68,11 @@ def derived_key(claim_key: str, step: str, *, by_order: bool = False) -> str:
         step: as for `derived_id`.
         by_order: whether only its order tells the step from equal ones, so that another content may be another item.
             The prefix is `hkd_n_` then, and `hkd_` for a step with a target or a name.
+        short_lived: whether a data service keeps the key for 72 hours instead of 30 days, as what was written tells a
+            later rerun that it was done. The prefix is `hks_` then.
     """
-    return (ORDERED_KEY_PREFIX if by_order else DERIVED_KEY_PREFIX) + _digest(claim_key, step).hex()
+    prefix = SHORT_KEY_PREFIX if short_lived else ORDERED_KEY_PREFIX if by_order else DERIVED_KEY_PREFIX
+    return prefix + _digest(claim_key, step).hex()
 
 
 def uuid_octets(value: UUID) -> bytes:

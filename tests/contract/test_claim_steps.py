@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
 from hybridkit.clients import ClientPolicy, MongoDataClient, PostgresDataClient
+from hybridkit.context import Claim, bind, current
 from hybridkit.errors import (
     ConflictError,
     HybridkitError,
@@ -175,6 +177,17 @@ async def test_a_transaction_refused_and_collected_anew_makes_the_same_ids_and_e
     first = await work(refused=10)
     assert await work(refused=0) == first
     assert len(service.emitted) == 1
+
+
+async def test_work_that_begins_again_with_a_fresh_claim_makes_what_it_made_first(bench: Bench) -> None:
+    """Its committed writes are found again instead of being the next ones of their names."""
+    claim = Claim("tests:fresh:1")
+    made: list[object] = []
+    for _ in range(2):
+        with bind(replace(current(), claim=claim.fresh())):
+            made.append((await bench.client.create(ITEMS, NewItem(name="one"))).id)
+            made.append(ItemCounted(item_id=FIRST).event_id)
+    assert made[:2] == made[2:]
 
 
 async def test_transactions_within_each_other_are_in_order(bench: Bench) -> None:

@@ -60,3 +60,4 @@ def test_different_claims_and_steps_get_different_keys(
         return
     assert (derived_id(key, step) == derived_id(other_key, other_step)) == same
     assert len(derived_key(key, step)) == 68
+    assert derived_key(key, step, short_lived=True) == derived_key(key, step).replace("hkd_", "hks_")

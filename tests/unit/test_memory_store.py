@@ -1,5 +1,6 @@
 """The store in memory: all or nothing, once per key, and SQL's idea of no value."""
 
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -27,6 +28,7 @@ from hybridkit.errors import (
     UniqueViolationError,
 )
 from hybridkit.resources import Filter, Query, Record, Resource
+from hybridkit.testing import VirtualClock
 
 
 class NewThing(BaseModel):
@@ -105,6 +107,32 @@ async def test_a_key_answers_again_what_it_did(store: MemoryStore) -> None:
     assert encode_json(again.results) == encode_json(first.results)
     with pytest.raises(KeyReusedError):
         await write(store, create, key="k", body="another")
+
+
+@pytest.mark.parametrize(
+    ("key", "kept"),
+    [("k", timedelta(hours=72)), ("hks_1", timedelta(hours=72)), ("hkd_1", timedelta(days=30))],
+)
+async def test_a_key_is_forgotten_after_its_time(store: MemoryStore, key: str, kept: timedelta) -> None:
+    """The write is then done anew, and fails here on the record that the first one made."""
+    create = creates("pen")
+    with VirtualClock() as clock:
+        await write(store, create, key=key)
+        clock.advance(kept - timedelta(milliseconds=1))
+        assert await store.clean() == 0
+        assert (await write(store, create, key=key)).replayed
+        clock.advance(timedelta(milliseconds=1))
+        with pytest.raises(UniqueViolationError):
+            await write(store, create, key=key)
+        assert await store.clean() == 1
+
+
+async def test_a_short_lived_derived_key_lets_a_rerun_go_on(store: MemoryStore) -> None:
+    """A rerun that asks for something else gets what the first run did, as with any derived key."""
+    first = await write(store, creates("pen"), key="hks_1", body="one")
+    again = await write(store, creates("ink"), key="hks_1", body="another")
+    assert again.replayed
+    assert encode_json(again.results) == encode_json(first.results)
 
 
 async def test_a_dry_run_tells_what_would_come_of_it(store: MemoryStore) -> None:

@@ -11,12 +11,15 @@ import pytest
 from structlog.contextvars import get_contextvars
 
 from hybridkit.context import RequestContext, current
+from hybridkit.errors import NotYetError
 from hybridkit.events import Event, EventEnvelope
 from hybridkit.messaging._consuming import _execution as execution_module
+from hybridkit.messaging._consuming._keyed_backlog import KeyedBacklog
 from hybridkit.messaging._publishing import _telemetry as telemetry_module
 from hybridkit.retry import Retry
 from tests.helpers.consuming import (
     QUEUE,
+    FakeGuard,
     Happened,
     Steps,
     delivery,
@@ -194,6 +197,63 @@ async def test_a_newer_version_waits_for_the_deployment_first(steps: Steps) -> N
     assert {copy.exchange.rpartition(".")[0] for copy in steps.copies} == {"hk.delay"}
     await processor(steps, succeed).process(delivery(steps, body, {"hk_version_waits": waits}))
     assert steps.copies[-1].headers["hk_reason"] == "unknown_version"
+
+
+async def test_an_event_that_came_too_early_waits_and_counts_no_attempt(steps: Steps) -> None:
+    """Its handler runs after each of eight waits, whatever its policy; then it is dead with the error's reason."""
+    runs = 0
+
+    async def handle(event: Happened) -> None:
+        nonlocal runs
+        runs += 1
+        raise NotYetError("the order is not there", reason="order_missing")
+
+    headers: dict[str, Any] = {"hk_attempt": 2}
+    for _ in range(8):
+        await processor(steps, handle, retry=Retry.immediate(attempts=1)).process(
+            delivery(steps, envelope(), headers)
+        )
+        headers = dict(steps.copies[-1].headers)
+    assert (headers["hk_version_waits"], headers["hk_attempt"]) == (8, 2)
+    assert {copy.exchange.rpartition(".")[0] for copy in steps.copies} == {"hk.delay"}
+    await processor(steps, handle).process(delivery(steps, envelope(), headers))
+    dead = steps.copies[-1].headers
+    assert (dead["hk_reason"], dead["hk_attempt"], runs) == ("order_missing", 2, 9)
+    assert dead["hk_error_type"] == "hybridkit.errors.NotYetError"
+
+
+async def test_an_event_that_came_too_early_gives_its_claim_back(steps: Steps) -> None:
+    """Another replica may run it after the wait."""
+    guard = FakeGuard(steps)
+    early = failing(NotYetError("not there"))
+    await processor(steps, early, guard=guard).process(delivery(steps, envelope()))
+    assert steps.log == ["finish RELEASED", f"copy to {steps.copies[0].exchange}", "ack 7"]
+    assert steps.copies[0].exchange.startswith("hk.delay.")
+
+
+def test_the_waits_in_front_of_a_key_grow_and_end(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is as long as all before it, up to 300 s; together they are a quarter of an hour."""
+    seconds = 0.0
+    first = delivery(steps, envelope())
+    monkeypatch.setattr(first, "age_seconds", lambda: seconds)
+    waits: list[float] = []
+    while wait := first.next_wait_in_order(5.0, waits_for="order_missing"):
+        waits.append(wait.seconds)
+        seconds += wait.seconds
+    assert waits == [5, 5, 10, 20, 40, 80, 160, 300, 295]
+    assert sum(waits) == 915
+
+
+async def test_an_event_that_came_too_early_waits_in_front_of_its_key(steps: Steps) -> None:
+    """In order nothing of its key overtakes it, and there is no copy."""
+    keyed = KeyedBacklog()
+    early = delivery(steps, envelope())
+    early.read()
+    keyed.put(early)
+    assert await keyed.get() is early
+    failure = failing(NotYetError("not there"))
+    await processor(steps, failure, keyed=keyed).process(early)
+    assert (steps.log, early.key, len(keyed)) == ([], "1", 1)
 
 
 async def test_a_message_that_went_well_is_worth_a_line_for_debugging_only(

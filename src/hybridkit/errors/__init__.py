@@ -12,6 +12,7 @@ HybridkitError
 │   ├── ConflictError                  lost a race in the database (serialization, deadlock)
 │   │   └── LockTimeoutError           a lock was not to be had in time
 │   ├── InProgressError                another call with the same idempotency key is still running
+│   ├── NotYetError                    something else has to happen first; a consumer waits up to 15 minutes for it
 │   ├── DeadlinePassedError            the time was over before anything was begun, or during a read
 │   └── NackedError                    the broker took the message and gave it back
 ├── RejectedError                      fix the request: the same call will fail again
@@ -124,6 +125,7 @@ from hybridkit.errors._temporary import (
     LockTimeoutError,
     NackedError,
     NotConnectedError,
+    NotYetError,
     OverloadedError,
     RateLimitedError,
     ServerStartError,
@@ -170,6 +172,7 @@ __all__ = [
     "NotConnectedError",
     "NotFoundError",
     "NotSupportedError",
+    "NotYetError",
     "OutcomeUnknownError",
     "OverloadedError",
     "PageTokenError",

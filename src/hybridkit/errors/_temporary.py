@@ -1,6 +1,11 @@
 """Errors that pass: nothing was done, and the same call can succeed later."""
 
+import re
+from typing import Final
+
 from hybridkit.errors._root import HybridkitError
+
+_REASON: Final = re.compile("[a-z][a-z0-9_]{0,63}")
 
 
 class TemporaryError(HybridkitError):
@@ -74,6 +79,32 @@ class DeadlinePassedError(TemporaryError):
 
     code = "DEADLINE_PASSED"
     status = 504
+
+
+class NotYetError(TemporaryError):
+    """The work can't be done yet, as something else has to happen first: an event that has overtaken another one.
+
+    A consumer makes the message wait as it does for an event of a newer version: eight times, 5 to 300 s, a quarter of
+    an hour in all. No attempt is counted, whatever the handler's policy. After that it is a dead letter.
+
+    Args:
+        message: what is missing.
+        reason: a word for the dead letter's reason and for the metrics, such as `order_missing`: lower-case letters,
+            digits and underscores, 64 at most.
+
+    Raises:
+        ValueError: the reason is no such word.
+    """
+
+    code = "NOT_YET"
+
+    def __init__(
+        self, message: str, *, reason: str = "not_yet", retry_after_seconds: float | None = None
+    ) -> None:
+        super().__init__(message, retry_after_seconds=retry_after_seconds)
+        if not _REASON.fullmatch(reason):
+            raise ValueError("a reason is a word of lower-case letters, digits and underscores, 64 at most")
+        self.reason = reason
 
 
 class NackedError(TemporaryError):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hybridkit.testing._telegram._fake import FakeTelegram
     from hybridkit.testing._telegram._limits import LimitViolation
     from hybridkit.testing._telegram._records import SentMessage, TelegramUser
+    from hybridkit.testing._virtual_clock import VirtualClock
     from hybridkit.testing._waiting import until
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "StackService",
     "TelegramUser",
     "UniqueWhere",
+    "VirtualClock",
     "assert_every_route_has_a_policy",
     "collect_events",
     "running_api",
@@ -54,6 +56,7 @@ _HOMES = {
     "StackService": "hybridkit.testing._stack_environment",
     "TelegramUser": "hybridkit.testing._telegram._records",
     "UniqueWhere": "hybridkit.dataservice._memory._table",
+    "VirtualClock": "hybridkit.testing._virtual_clock",
     "collect_events": "hybridkit.testing._collected_events",
     "until": "hybridkit.testing._waiting",
     "assert_every_route_has_a_policy": "hybridkit.testing._policies",

@@ -7,10 +7,11 @@ answers as PostgreSQL and MongoDB.
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from datetime import datetime
 from itertools import takewhile
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from hybridkit.codec import encode_json
+from hybridkit.codec import encode_json, now
 from hybridkit.context import current
 from hybridkit.contract import Emission  # noqa: TC001 - the attribute's type, for whoever reads it
 from hybridkit.dataservice._memory._aggregations import aggregated
@@ -18,7 +19,7 @@ from hybridkit.dataservice._memory._filters import Ordering, fits
 from hybridkit.dataservice._memory._table import MemoryTable, Row, Unique
 from hybridkit.dataservice._store._in_flight import InFlight
 from hybridkit.dataservice._store._kept_outcomes import decode_outcome, encode_outcome, result_of
-from hybridkit.dataservice._store._keys import replayed
+from hybridkit.dataservice._store._keys import replayed, retention_of
 from hybridkit.dataservice._store._operations import CallAnswer, CallWork, Outcome, Result, Write
 from hybridkit.dataservice._store._protocol import (
     AnswerSpace,
@@ -37,6 +38,14 @@ from hybridkit.resources import Aggregation, Filter, Query
 from hybridkit.resources._resource import AnyResource
 
 PIECE_RECORDS: Final = 100
+
+
+class _Kept(NamedTuple):
+    """What an idempotency key keeps: the fingerprint of its request, and the encoded outcome, for a while."""
+
+    fingerprint: bytes
+    outcome: bytes
+    expires_at: datetime
 
 
 class MemoryStore:
@@ -71,7 +80,7 @@ class MemoryStore:
             for name, other in fields.items():
                 self._table(resource).refer(name, self._table(other))
         self._has_transactions = has_transactions
-        self._done: dict[tuple[str, str], tuple[bytes, bytes]] = {}
+        self._done: dict[tuple[str, str], _Kept] = {}
         self._in_flight = InFlight()
         self._turn = asyncio.Lock()
         self._signing_key = secrets.token_bytes(32)
@@ -155,9 +164,9 @@ class MemoryStore:
             return await self._write(write)
 
         async def work() -> Outcome:
-            if done := self._done.get((write.caller, write.key)):
-                fingerprint, kept = done
-                return replayed(write, fingerprint, self._outcome_of(write, kept))
+            done = self._done.get((write.caller, write.key))
+            if done is not None and done.expires_at > now():
+                return replayed(write, done.fingerprint, self._outcome_of(write, done.outcome))
             return await self._write(write)
 
         return await self._in_flight.run(write, work)
@@ -183,7 +192,9 @@ class MemoryStore:
             try:
                 outcome = await self._do(write)
                 if not write.dry_run:
-                    self._done[write.caller, write.key] = (write.fingerprint, encode_outcome(write, outcome))
+                    self._done[write.caller, write.key] = _Kept(
+                        write.fingerprint, encode_outcome(write, outcome), now() + retention_of(write.key)
+                    )
                     committed = True
                 return outcome
             finally:
@@ -224,5 +235,9 @@ class MemoryStore:
         """Do nothing: memory is always ready."""
 
     async def clean(self) -> int:
-        """Delete nothing."""
-        return 0
+        """Delete the idempotency keys past their retention, and return their number."""
+        moment = now()
+        expired = [key for key, kept in self._done.items() if kept.expires_at <= moment]
+        for key in expired:
+            del self._done[key]
+        return len(expired)

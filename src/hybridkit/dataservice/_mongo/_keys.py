@@ -24,7 +24,7 @@ from hybridkit.dataservice._mongo._driver._database import LIVE, StoredDocument
 from hybridkit.dataservice._mongo._driver._errors import is_duplicate
 from hybridkit.dataservice._mongo._values import to_bson
 from hybridkit.dataservice._store._kept_outcomes import decode_outcome, encode_outcome, result_of
-from hybridkit.dataservice._store._keys import DERIVED_RETENTION, RETENTION, check_repeated, count, is_derived
+from hybridkit.dataservice._store._keys import check_repeated, count, is_derived, retention_of
 from hybridkit.dataservice._store._operations import Outcome, Result, Write
 
 KEYS_COLLECTION: Final = "hk_keys"
@@ -204,7 +204,7 @@ def _claim(write: Write) -> StoredDocument:
 
 
 def _expires_at(write: Write) -> datetime:
-    return now() + (DERIVED_RETENTION if is_derived(write.key) else RETENTION)
+    return now() + retention_of(write.key)
 
 
 def _known_key(entry: Stored) -> KnownKey:

@@ -27,7 +27,7 @@ from hybridkit.dataservice._postgres._columns import OUTBOX
 from hybridkit.dataservice._postgres._driver._errors import UNTAKEN, commit_error
 from hybridkit.dataservice._postgres._driver._pool import Pool
 from hybridkit.dataservice._postgres._json_printing import literal, projection, quoted
-from hybridkit.dataservice._postgres._keys import Recorded, key_lock, retention_of
+from hybridkit.dataservice._postgres._keys import Recorded, key_lock
 from hybridkit.dataservice._postgres._operations import new_row
 from hybridkit.dataservice._postgres._outbox import ordering_locks, outbox_rows
 from hybridkit.dataservice._postgres._refusals import UnnamedError
@@ -36,6 +36,7 @@ from hybridkit.dataservice._postgres._types._parameters import DIALECT, bare, do
 from hybridkit.dataservice._postgres._types._values import in_texts
 from hybridkit.dataservice._store._documents import read_document
 from hybridkit.dataservice._store._kept_outcomes import MAX_KEPT_BYTES
+from hybridkit.dataservice._store._keys import retention_of
 from hybridkit.dataservice._store._operations import Create, Outcome, Result, Write
 from hybridkit.errors import ConflictError, InvalidRequestError, RejectedError
 
@@ -104,7 +105,7 @@ class CreateStatement:
             write.caller,
             write.key,
             write.fingerprint,
-            retention_of(write),
+            retention_of(write.key),
             *_converted(row, statement),
             *locks,
         ]

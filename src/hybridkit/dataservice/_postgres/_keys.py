@@ -10,7 +10,6 @@ a race undoes its work and finds the row when it looks again.
 """
 
 import hashlib
-from datetime import timedelta
 from typing import Final
 
 from hybridkit.dataservice._postgres._columns import KEYS
@@ -18,7 +17,7 @@ from hybridkit.dataservice._postgres._driver._errors import constraint_of, datab
 from hybridkit.dataservice._postgres._driver._pool import Pool, Session
 from hybridkit.dataservice._store._in_flight import in_progress
 from hybridkit.dataservice._store._kept_outcomes import encode_outcome
-from hybridkit.dataservice._store._keys import DERIVED_RETENTION, RETENTION, is_derived
+from hybridkit.dataservice._store._keys import retention_of
 from hybridkit.dataservice._store._operations import Outcome, Write
 from hybridkit.errors import ConflictError, HybridkitError
 
@@ -64,13 +63,14 @@ async def record_key(session: Session, write: Write, outcome: Outcome) -> None:
     """
     kept = encode_outcome(write, outcome)
     await session.fetch(
-        _RECORD, write.caller, write.key, write.fingerprint, kept, retention_of(write), translate=_key_error
+        _RECORD,
+        write.caller,
+        write.key,
+        write.fingerprint,
+        kept,
+        retention_of(write.key),
+        translate=_key_error,
     )
-
-
-def retention_of(write: Write) -> timedelta:
-    """Return how long the write's key is kept."""
-    return DERIVED_RETENTION if is_derived(write.key) else RETENTION
 
 
 def key_lock(write: Write) -> int:

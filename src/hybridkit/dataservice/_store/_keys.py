@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from hybridkit.dataservice._store._operations import Outcome, Write
 from hybridkit.errors import KeyReusedError, StepReusedError
-from hybridkit.ids import DERIVED_KEY_PREFIX, ORDERED_KEY_PREFIX
+from hybridkit.ids import DERIVED_KEY_PREFIX, ORDERED_KEY_PREFIX, SHORT_KEY_PREFIX
 from hybridkit.observability import get_logger, metrics
 
 if TYPE_CHECKING:
@@ -22,7 +22,12 @@ _log = get_logger("hybridkit.dataservice")
 
 def is_derived(key: str) -> bool:
     """Return whether the key was derived from a claim and a step, so that a rerun of a half-done handler repeats it."""
-    return key.startswith(DERIVED_KEY_PREFIX)
+    return key.startswith((DERIVED_KEY_PREFIX, SHORT_KEY_PREFIX))
+
+
+def retention_of(key: str) -> timedelta:
+    """Return how long a key is kept after its write."""
+    return DERIVED_RETENTION if key.startswith(DERIVED_KEY_PREFIX) else RETENTION
 
 
 def replayed(write: Write, fingerprint: bytes, outcome: Outcome) -> Outcome:

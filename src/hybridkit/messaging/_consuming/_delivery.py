@@ -32,7 +32,7 @@ from hybridkit.messaging._amqp._headers import (
     redriven_headers,
 )
 from hybridkit.messaging._amqp._port import IncomingMessage
-from hybridkit.messaging._consuming._verdict import DeadLettered, RetryLater
+from hybridkit.messaging._consuming._verdict import SHORTEST_DELAY_SECONDS, DeadLettered, RetryLater
 from hybridkit.messaging._publishing._writer import OutgoingMessage
 from hybridkit.messaging._topology._declared import DEAD_LETTER_EXCHANGE, EVENT_EXCHANGE, delay_route
 from hybridkit.observability import class_name, printable, stack_of
@@ -42,6 +42,9 @@ MAX_UNACKED_SECONDS: Final = 0.8 * 1800
 
 https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
 """
+WAIT_SECONDS: Final = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0)
+"""The waits of a message for what it needs, such as a deployment that knows its version: a quarter of an hour in all,
+then it is a dead letter."""
 MAX_ERROR_CHARS: Final = 1000
 MAX_STACK_CHARS: Final = 8000
 MAX_NAME_CHARS: Final = 256
@@ -171,7 +174,7 @@ class Delivery:
 
     @property
     def version_waits(self) -> int:
-        """The number of waits for a deployment that knows its version."""
+        """The number of waits for a deployment that knows its version, or for what its handler misses."""
         return self._count(VERSION_WAITS, _VERSION_WAITS)
 
     def _count(self, name: str, octets: bytes) -> int:
@@ -235,6 +238,34 @@ class Delivery:
     def left_seconds(self, timeout_seconds: float) -> float:
         """Return how long it can still wait here before a run that may take that long has to begin."""
         return MAX_UNACKED_SECONDS - timeout_seconds - self.age_seconds()
+
+    def next_wait(self, *, waits_for: str = "waiting") -> RetryLater | None:
+        """Return the next of the waits in delay levels; None after the last one.
+
+        Args:
+            waits_for: a word for the metrics.
+        """
+        waits = self.version_waits
+        if waits >= len(WAIT_SECONDS):
+            return None
+        return RetryLater(WAIT_SECONDS[waits], headers={VERSION_WAITS: waits + 1}, waits_for=waits_for)
+
+    def next_wait_in_order(self, timeout_seconds: float, *, waits_for: str) -> RetryLater | None:
+        """Return the next of the waits in front of a key, each as long as all before it; None after the last one.
+
+        Args:
+            timeout_seconds: the time that a run may take.
+            waits_for: a word for the metrics.
+        """
+        left_seconds = self.left_wait_seconds(timeout_seconds)
+        if left_seconds <= 0:
+            return None
+        seconds = min(max(self.age_seconds(), WAIT_SECONDS[0]), WAIT_SECONDS[-1], left_seconds)
+        return RetryLater(max(seconds, SHORTEST_DELAY_SECONDS), waits_for=waits_for)
+
+    def left_wait_seconds(self, timeout_seconds: float) -> float:
+        """Return how long a message in front of its key still waits for what it needs; 0 or less for no longer."""
+        return min(sum(WAIT_SECONDS) - self.age_seconds(), self.left_seconds(timeout_seconds))
 
     def identify(self, service: str, event_id: UUID) -> bool:
         """Set which event it is.

@@ -8,11 +8,12 @@ import asyncio
 import random
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final, assert_never
 
 from hybridkit._tasks import run_isolated
 from hybridkit.context import Claim, bind
-from hybridkit.errors import DeadlineExceededError
+from hybridkit.errors import DeadlineExceededError, NotYetError
 from hybridkit.messaging._consuming._execution import Execution
 from hybridkit.messaging._consuming._guarded_runner import Guard, GuardedRunner
 from hybridkit.messaging._consuming._parked_keys import ParkedKeys
@@ -171,8 +172,21 @@ class Runner:
             error = DeadlineExceededError(f"the handler took longer than {self._timeout_seconds:g} s")
         return self._after_failure(execution, error)
 
+    def _not_yet(self, execution: Execution, error: NotYetError) -> RunResult:
+        """Have the message wait for what its handler misses, or give it up after the last wait."""
+        delivery = execution.delivery
+        if self._in_order and delivery.key is not None:
+            wait = delivery.next_wait_in_order(self._timeout_seconds, waits_for=error.reason)
+        else:
+            wait = delivery.next_wait(waits_for=error.reason)
+        if wait is None:
+            return DeadLettered(error.reason, error, execution.failures)
+        return replace(wait, headers={**delivery.failed(execution.failures), **wait.headers})
+
     def _after_failure(self, execution: Execution, error: BaseException) -> RunResult:
-        """Ask the handler's policy what follows from its failure."""
+        """Ask the handler's policy what follows from its failure, unless the handler says that it has to wait."""
+        if isinstance(error, NotYetError):
+            return self._not_yet(execution, error)
         attempt = execution.failures + 1
         jitter = random.random()  # noqa: S311 - spreads retries, protects nothing
         try:

@@ -52,9 +52,6 @@ from hybridkit.observability import get_logger, metrics, printable
 from hybridkit.retry import RetryAfter
 
 MAX_REMEMBERED: Final = 10_000
-VERSION_WAIT_SECONDS: Final = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0)
-"""The waits for a deployment that knows a newer version: a quarter of an hour in all, then it is a dead letter."""
-
 _DONE: Final = Settled.DONE
 
 
@@ -256,9 +253,8 @@ class Processor:
     def _unreadable(self, delivery: Delivery, error: PayloadError) -> Verdict:
         """Give the verdict on a message that this process can't read."""
         match error:
-            case UnknownEventVersionError(newer=True) if (wait := self._version_wait(delivery)) is not None:
-                seconds, waits = wait
-                return RetryLater(seconds, error, {VERSION_WAITS: waits})
+            case UnknownEventVersionError(newer=True) if wait := self._wait_for_version(delivery, error):
+                return wait
             case UnknownEventVersionError():
                 reason = "unknown_version"
             case UnknownEventTypeError():
@@ -267,19 +263,17 @@ class Processor:
                 reason = "malformed"
         return DeadLettered(reason, error, delivery.failures)
 
-    def _version_wait(self, delivery: Delivery) -> tuple[float, int] | None:
-        """Return the seconds to wait for a deployment that knows the version, and the number of waits; None to give up.
+    def _wait_for_version(self, delivery: Delivery, error: PayloadError) -> RetryLater | None:
+        """Return the next wait for a deployment that knows the version; None to give up.
 
-        In order the message waits once for all of that time, in front of its key; otherwise in one delay level after
-        another.
+        In order the message waits once for all of that time, in front of its key, as it would be another process that
+        knows the version; otherwise in one delay level after another.
         """
         if not self._in_order or delivery.key is None:
-            waits = delivery.version_waits
-            return (VERSION_WAIT_SECONDS[waits], waits + 1) if waits < len(VERSION_WAIT_SECONDS) else None
-        left_seconds = min(
-            sum(VERSION_WAIT_SECONDS) - delivery.age_seconds(), delivery.left_seconds(self._timeout_seconds)
-        )
-        return (left_seconds, 1) if left_seconds > 0 else None
+            wait = delivery.next_wait()
+            return wait and RetryLater(wait.seconds, error, wait.headers)
+        left_seconds = delivery.left_wait_seconds(self._timeout_seconds)
+        return RetryLater(left_seconds, error, {VERSION_WAITS: 1}) if left_seconds > 0 else None
 
     def _meters_of(self, event_type: str) -> Meters:
         found = self._meters.get(event_type)

@@ -138,7 +138,7 @@ class Settlement:
             keyed.retry_later(key, delivery, min(later.seconds, left_seconds))
 
     def _count_retry(self, later: RetryLater, event_type: str) -> None:
-        error = printable(type(later.error).__name__) if later.error else "waiting"
+        error = printable(type(later.error).__name__) if later.error else later.waits_for
         if later.error:
             fail_span(later.error)
         _log.info("message put off", delay_seconds=later.seconds, error=error)

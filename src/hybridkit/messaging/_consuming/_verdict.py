@@ -53,11 +53,13 @@ class RetryLater:
         seconds: the delay.
         error: the failure; None for a message that only waits.
         headers: those of the copy that count failures or waits.
+        waits_for: a word for the metrics about a message that only waits.
     """
 
     seconds: float
     error: BaseException | None = None
     headers: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    waits_for: str = "waiting"
 
 
 @dataclass(frozen=True, slots=True)
