@@ -76,7 +76,7 @@ class Retry:
         cap_seconds: the upper bound of every delay, at most 36 h.
         never_for: errors that are given up at once. Errors that blame the request or the code
             (`RejectedError`, `MisuseError`), and `ResponseError`, always are, except `StaleVersionError`: work that
-            runs again reads the record again.
+            runs again reads the record again. An unmet `require` is a `RequirementNotMetError`, and permanent.
         pause_for: errors that say a dependency is down.
     """
 

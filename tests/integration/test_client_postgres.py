@@ -16,7 +16,7 @@ from hybridkit.context import Claim, RequestContext, bind
 from hybridkit.errors import (
     InvalidRequestError,
     NotFoundError,
-    RejectedError,
+    RequirementNotMetError,
     StaleVersionError,
     UniqueViolationError,
 )
@@ -154,8 +154,11 @@ async def test_a_transaction_happens_as_a_whole(client: PostgresDataClient, serv
         await sell("to nobody")
     await client.create(OWNERS, NewOwner(id="shop", title="Shop"))
     await sell("first")
-    with pytest.raises(RejectedError):
+    with pytest.raises(RequirementNotMetError) as refused:
         await sell("second")
+    assert [(each.pointer, each.code) for each in refused.value.errors] == [
+        ("/operations/2/require", "requirement_not_met")
+    ]
     assert (await client.get(ITEMS, stock.id)).quantity == 0
     assert sold[1].result == await client.get(ITEMS, sold[1].id)
     assert await client.get_or_none(ITEMS, sold[2].id) is None

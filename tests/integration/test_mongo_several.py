@@ -34,7 +34,7 @@ from hybridkit.dataservice._store._operations import (
 from hybridkit.errors import (
     KeyReusedError,
     NotFoundError,
-    StaleVersionError,
+    RequirementNotMetError,
     TransactionsUnavailableError,
 )
 from hybridkit.resources import Compare, Record, Resource
@@ -142,7 +142,7 @@ async def test_a_large_outcome_is_read_again(several: Several) -> None:
 async def test_what_does_not_hold_is_refused(several: Several) -> None:
     """A requirement and an assert are checked inside of the transaction."""
     await several.write(create("a"))
-    with pytest.raises(StaleVersionError):
+    with pytest.raises(RequirementNotMetError):
         await several.write(
             Update(resource=THINGS, id="a", increment={"stock": -1}, require=Compare("stock", "gte", 1))
         )

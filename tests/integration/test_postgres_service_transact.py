@@ -147,7 +147,8 @@ async def test_an_increment_adds_where_its_requirement_holds(service: Any) -> No
     assert (first["quantity"], first["price"], first["version"]) == (1, "1.15", 2)
     assert (await service.transact(sell)).json()["results"][0]["quantity"] == 0
     sold_out = await service.transact(sell)
-    assert (sold_out.status_code, sold_out.json()["code"]) == (412, "PRECONDITION_FAILED")
+    assert (sold_out.status_code, sold_out.json()["code"]) == (412, "REQUIREMENT_NOT_MET")
+    assert sold_out.json()["errors"][0]["pointer"] == "/operations/0/require"
     assert "requirement" in sold_out.json()["detail"]
     assert sold_out.json()["current"].startswith('"3-')
 

@@ -37,6 +37,7 @@ from hybridkit.errors import (
     KeyReusedError,
     NotFoundError,
     RejectedError,
+    RequirementNotMetError,
     StaleVersionError,
     UniqueViolationError,
 )
@@ -289,7 +290,7 @@ async def test_conditions_hold_for_each_of_a_batch(write: Writer) -> None:
         await write(*changes)
     with pytest.raises(StaleVersionError):
         await write(Update(resource=NOTES, id=one["id"], changes={"size": 1}, if_match='"no tag"'))
-    with pytest.raises(StaleVersionError, match="requirement"):
+    with pytest.raises(RequirementNotMetError, match="requirement"):
         await write(
             *(
                 Update(resource=NOTES, id=r["id"], increment={"size": -1}, require=Compare("size", "gt", 9))

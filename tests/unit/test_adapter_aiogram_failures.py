@@ -30,6 +30,7 @@ from hybridkit.errors import (
     MisuseError,
     OverloadedError,
     RateLimitedError,
+    RequirementNotMetError,
     StaleVersionError,
     UnavailableError,
 )
@@ -69,6 +70,7 @@ MISTAKES: list[BaseException] = [
     ValueError("a mistake"),
     MisuseError("a mistake"),
     InvalidRequestError("a mistake"),
+    RequirementNotMetError("nothing is left"),
     TelegramBadRequest(METHOD, "a mistake"),
     ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value"),
     TelegramEntityTooLarge(METHOD, "a mistake"),

@@ -30,6 +30,7 @@ from hybridkit.errors import (
     OutcomeUnknownError,
     PageTokenError,
     RejectedError,
+    RequirementNotMetError,
     RuleViolationError,
     StaleVersionError,
     TemporaryError,
@@ -89,6 +90,7 @@ def meant(error: type[HybridkitError]) -> tuple[int, str]:
     for known in (
         PageTokenError,
         NotFoundError,
+        RequirementNotMetError,
         StaleVersionError,
         UniqueViolationError,
         ForeignKeyError,

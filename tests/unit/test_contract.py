@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from hybridkit import errors
 from hybridkit.contract import Emission, Problem, ProblemField, Transaction, parse_key, quote_key
+from hybridkit.contract._titles import TITLES
 from hybridkit.errors import (
     ConflictError,
     DeadlineExceededError,
@@ -27,6 +28,7 @@ from hybridkit.errors import (
     PayloadError,
     RateLimitedError,
     ResponseError,
+    RuleViolationError,
     StaleVersionError,
     UnavailableError,
     UniqueViolationError,
@@ -225,6 +227,7 @@ def test_a_client_raises_what_the_service_raised(kind: type[HybridkitError], dat
         ("PAGE_TOKEN_MISMATCH", 400, errors.PageTokenError),
         ("NOT_FOUND", 404, NotFoundError),
         ("PRECONDITION_FAILED", 412, StaleVersionError),
+        ("REQUIREMENT_NOT_MET", 412, errors.RequirementNotMetError),
         ("PRECONDITION_REQUIRED", 428, errors.PreconditionRequiredError),
         ("IDEMPOTENCY_IN_PROGRESS", 409, InProgressError),
         ("IDEMPOTENCY_KEY_REUSED", 422, KeyReusedError),
@@ -243,6 +246,26 @@ def test_the_codes_of_the_contract(code: str, status: int, kind: type[HybridkitE
     """Clients in other languages rely on code and status, so neither may change."""
     assert (kind.code, kind.status) == (code, status)
     assert type(Problem(title="t", status=status, code=code, detail="d").to_error()) is kind
+
+
+def test_every_code_has_a_title_for_people() -> None:
+    """The table has each code of the error tree and no other, and no title is the name of a class."""
+    assert set(TITLES) == {*(kind.code for kind in every_error()), "INTERNAL"}
+    assert not {title for title in TITLES.values() if title.endswith("Error") or title[1:].istitle()}
+
+
+def test_an_error_of_the_applications_has_the_title_of_what_it_extends() -> None:
+    """So every title has a translation; the message says the rest."""
+
+    class CopyLentOutError(RuleViolationError):
+        code = "COPY_LENT_OUT"
+
+    class GateError(ConflictError):
+        code = "GATE_CLOSED"
+
+    refused = (CopyLentOutError("x"), RuleViolationError("x", code="STRANGE"), GateError("x"))
+    titles = [Problem.from_error(error, instance="/", request_id="r").title for error in refused]
+    assert titles == ["Rule violation", "Rule violation", "Conflict with another change"]
 
 
 class Keyed(Event, type="contract_test.keyed", key="name"):

@@ -22,6 +22,7 @@ from hybridkit.errors import (
     InvalidRequestError,
     NotFoundError,
     RejectedError,
+    RequirementNotMetError,
     StaleVersionError,
     UniqueViolationError,
 )
@@ -114,11 +115,12 @@ def test_an_update_computes_sums_and_merged_documents() -> None:
 
 
 def test_a_requirement_is_looked_at_before_sums() -> None:
-    """A sum that would not fit doesn't hide that the requirement fails: the caller may read and try again."""
+    """A sum that would not fit doesn't hide that the requirement fails."""
     operation = update(increment={"name": 1}, require=IN_STOCK)
-    with pytest.raises(StaleVersionError, match="the requirement does not hold") as caught:
+    with pytest.raises(RequirementNotMetError, match="the requirement does not hold") as caught:
         decide(operation, Stored(holds=False), moment=MOMENT)
     assert caught.value.current == LIVE.tag
+    assert [problem.code for problem in caught.value.errors] == ["requirement_not_met"]
     with pytest.raises(InvalidRequestError):
         decide(operation, LIVE, moment=MOMENT)
 

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from pydantic_core import PydanticKnownError
 from pydantic_core.core_schema import ErrorType
 
-import hybridkit.errors
 from hybridkit.adapters import localization
+from hybridkit.adapters._http._problems import http_problem
 from hybridkit.adapters._languages._problems import _NUMBERS, validation_message
 from hybridkit.adapters.fastapi import _TELLABLE
 from hybridkit.adapters.localization import (
@@ -31,7 +31,8 @@ from hybridkit.adapters.localization import (
     pgettext,
     translator,
 )
-from hybridkit.errors import DeclarationError, HybridkitError
+from hybridkit.contract._titles import TITLES
+from hybridkit.errors import DeclarationError
 
 OWN = Localization()
 
@@ -114,15 +115,15 @@ def test_hybridkits_own_texts_are_in_every_language_of_an_application_that_they_
     texts: Localization,
 ) -> None:
     """Where an application has a language that hybridkit lacks, these are in English."""
-    assert texts.translator("ru").pgettext("problem", "NotFound") == "Не найдено"
-    assert texts.translator("pt-BR").pgettext("problem", "NotFound") == "NotFound"
-    assert Localization(source="ru").translator().pgettext("problem", "NotFound") == "Не найдено"
+    assert texts.translator("ru").pgettext("problem", "Not found") == "Не найдено"
+    assert texts.translator("pt-BR").pgettext("problem", "Not found") == "Not found"
+    assert Localization(source="ru").translator().pgettext("problem", "Not found") == "Не найдено"
 
 
 def test_an_application_may_replace_hybridkits_texts(tmp_path: Path) -> None:
     """Its own catalogue is asked first."""
-    compiled(tmp_path, "ru", {"problem|NotFound": "Ничего нет"})
-    assert Localization(tmp_path).translator("ru").pgettext("problem", "NotFound") == "Ничего нет"
+    compiled(tmp_path, "ru", {"problem|Not found": "Ничего нет"})
+    assert Localization(tmp_path).translator("ru").pgettext("problem", "Not found") == "Ничего нет"
 
 
 async def test_each_task_and_thread_has_its_own_language(texts: Localization) -> None:
@@ -255,10 +256,8 @@ def texts_of(catalogue: Any) -> dict[Any, str]:
 
 def titles() -> set[str]:
     """Return the titles that a problem may have."""
-    public = (getattr(hybridkit.errors, name) for name in hybridkit.errors.__all__)
-    errors = {each for each in public if isinstance(each, type) and issubclass(each, HybridkitError)}
-    phrases = {status.phrase for status in HTTPStatus if status >= 400}
-    return {error.__name__.removesuffix("Error") for error in errors} | phrases
+    answers = (http_problem(status, "", instance="/")[0] for status in HTTPStatus if status >= 400)
+    return set(TITLES.values()) | {problem.title for problem in answers}
 
 
 def test_every_title_of_a_problem_is_translated() -> None:

@@ -91,7 +91,7 @@ async def test_problems_have_titles_in_the_callers_language() -> None:
         assert (await client.get("/teapot", headers=RUSSIAN)).json()["code"] == "IM_A_TEAPOT"
         assert (await client.get("/rule", headers=RUSSIAN)).json()["title"] == "Нарушено правило"
         assert (await client.get("/failed", headers=RUSSIAN)).json()["title"] == "Внутренняя ошибка сервера"
-        assert (await client.get("/gone")).json()["title"] == "NotFound"
+        assert (await client.get("/gone")).json()["title"] == "Not found"
         head = {"accept-language": "ru", "x-request-timeout": "nonsense"}
         assert (await client.get("/gone", headers=head)).json()["title"] == "Неверный заголовок"
 
@@ -150,7 +150,7 @@ async def test_a_data_service_speaks_english() -> None:
     """Its callers are programs of ours, whose logs have one language."""
     async with serving(made(internal=True)) as client:
         answer = await client.get("/gone", headers=RUSSIAN)
-        assert answer.json()["title"] == "NotFound"
+        assert answer.json()["title"] == "Not found"
         assert "content-language" not in answer.headers
 
 

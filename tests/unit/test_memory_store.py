@@ -23,6 +23,7 @@ from hybridkit.dataservice._store._operations import (
 from hybridkit.errors import (
     KeyReusedError,
     NotFoundError,
+    RequirementNotMetError,
     StaleVersionError,
     TransactionsUnavailableError,
     UniqueViolationError,
@@ -161,12 +162,13 @@ async def test_conditions_are_checked(store: MemoryStore) -> None:
     """A wrong ETag and a requirement that doesn't hold are refused; so is a record that isn't there."""
     create = creates("pen", rank=1)
     await write(store, create)
-    for operation in (
-        Update(resource=THINGS, id=create.id, if_match='"9-1"'),
-        Update(resource=THINGS, id=create.id, increment={"rank": -1}, require=THINGS["rank"] > 1),
-        Delete(resource=THINGS, id=create.id, if_match='"9-1"'),
+    taking = Update(resource=THINGS, id=create.id, increment={"rank": -1}, require=THINGS["rank"] > 1)
+    for operation, refusal in (
+        (Update(resource=THINGS, id=create.id, if_match='"9-1"'), StaleVersionError),
+        (taking, RequirementNotMetError),
+        (Delete(resource=THINGS, id=create.id, if_match='"9-1"'), StaleVersionError),
     ):
-        with pytest.raises(StaleVersionError):
+        with pytest.raises(refusal):
             await write(store, operation)
     with pytest.raises(NotFoundError):
         await write(store, Delete(resource=THINGS, id=UUID(int=1)))

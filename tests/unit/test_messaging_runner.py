@@ -6,6 +6,7 @@ import pytest
 
 from hybridkit.errors import (
     DeadlineExceededError,
+    RequirementNotMetError,
     StaleVersionError,
     UnavailableError,
 )
@@ -107,6 +108,16 @@ async def test_a_stale_version_that_nobody_caught_runs_the_handler_again(steps: 
     assert steps.log == ["ack 7", "copy to hk.dlx", "ack 7"]
     assert steps.copies[0].headers["hk_reason"] == "exhausted"
     assert steps.copies[0].headers["hk_attempt"] == 3
+
+
+async def test_an_unmet_requirement_is_a_dead_letter_at_once(steps: Steps) -> None:
+    """Nothing is left in stock, however often the handler looks."""
+    unmet = RequirementNotMetError("the requirement does not hold")
+    await processor(steps, failing(unmet), retry=Retry.immediate(attempts=3)).process(
+        delivery(steps, envelope())
+    )
+    assert steps.log == ["copy to hk.dlx", "ack 7"]
+    assert steps.copies[0].headers["hk_reason"] == "permanent"
 
 
 async def test_a_pause_counts_no_attempt(steps: Steps) -> None:

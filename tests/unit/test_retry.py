@@ -19,6 +19,7 @@ from hybridkit.errors import (
     NotFoundError,
     RateLimitedError,
     RejectedError,
+    RequirementNotMetError,
     ResponseError,
     StaleVersionError,
     UnavailableError,
@@ -100,7 +101,12 @@ def test_immediate_retries_do_not_wait() -> None:
 
 def test_errors_that_blame_the_request_the_code_or_the_other_side_are_given_up_at_once() -> None:
     """Another attempt would fail the same way."""
-    for error in (NotFoundError("x"), MisuseError("x"), ResponseError("x", response_status=418)):
+    for error in (
+        NotFoundError("x"),
+        RequirementNotMetError("x"),
+        MisuseError("x"),
+        ResponseError("x", response_status=418),
+    ):
         assert Retry.exponential().decide(error, attempt=1, jitter=0.5) == GiveUp("permanent")
 
 

@@ -189,7 +189,8 @@ class DataTransaction:
             changes: the fields to set; those that aren't set in it stay as they are.
             increment: numbers to add to fields, negative ones to subtract. A field has to be a number of the record,
                 and one that the resource's update model has, as for any other change.
-            require: a condition that has to hold before the change, or the transaction fails.
+            require: a condition that has to hold before the change, or the transaction fails with
+                `RequirementNotMetError`.
 
         Raises:
             InvalidRequestError: the declaration rules an increment out; the error names the field, and nothing is sent.

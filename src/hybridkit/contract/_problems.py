@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final, Self
 from pydantic import BaseModel, BeforeValidator, Field, field_validator
 
 from hybridkit.codec import encode_json
+from hybridkit.contract._titles import title_of
 from hybridkit.errors import (
     FieldProblem,
     ForeignKeyError,
@@ -17,6 +18,7 @@ from hybridkit.errors import (
     NoRouteError,
     NotFoundError,
     PayloadTooLargeError,
+    RequirementNotMetError,
     ResponseError,
     RuleViolationError,
     StaleVersionError,
@@ -90,7 +92,12 @@ class Problem(BaseModel):
         """
         findings: tuple[FieldProblem, ...] = ()
         if isinstance(
-            error, InvalidRequestError | MalformedPayloadError | UniqueViolationError | ForeignKeyError
+            error,
+            InvalidRequestError
+            | MalformedPayloadError
+            | UniqueViolationError
+            | ForeignKeyError
+            | RequirementNotMetError,
         ):
             findings = error.errors
         elif isinstance(error, InvalidQueryError) and error.pointer:
@@ -102,7 +109,7 @@ class Problem(BaseModel):
         elif isinstance(error, RuleViolationError):
             findings = (FieldProblem("", RULE), *error.errors)
         return cls(
-            title=type(error).__name__.removesuffix("Error"),
+            title=title_of(error),
             status=error.status,
             detail=str(error),
             instance=instance,
@@ -111,7 +118,7 @@ class Problem(BaseModel):
             request_id=request_id,
             errors=tuple(ProblemField(pointer=f.pointer, code=f.code, message=f.message) for f in findings),
             fields=error.fields if isinstance(error, UniqueViolationError) else (),
-            current=error.current if isinstance(error, StaleVersionError) else None,
+            current=error.current if isinstance(error, StaleVersionError | RequirementNotMetError) else None,
             retry_after_seconds=_sendable_seconds(error),
         )
 
@@ -130,14 +137,10 @@ class Problem(BaseModel):
             case _ if issubclass(error, InvalidHeaderError):
                 pointer = self.errors[0].pointer if self.errors else ""
                 return error(self.detail, field=pointer.removeprefix(HEADER_POINTER))
-            case _ if issubclass(error, UniqueViolationError):
-                return UniqueViolationError(self.detail, fields=self.fields, errors=found)
-            case _ if issubclass(error, ForeignKeyError):
-                return ForeignKeyError(self.detail, errors=found)
             case _ if issubclass(error, RuleViolationError):
                 return _rule_violation(error, self, [place for place in found if place.code != RULE])
-            case _ if issubclass(error, StaleVersionError):
-                return StaleVersionError(self.detail, current=self.current)
+            case _ if issubclass(error, _AboutRecords):
+                return _about_records(error, self, found)
             case _ if issubclass(error, TemporaryError):
                 return error(self.detail, retry_after_seconds=self.retry_after_seconds)
             case _:
@@ -149,6 +152,22 @@ class Problem(BaseModel):
             return self.detail
         listed = f": {'; '.join(map(str, problems))}"
         return self.detail.removesuffix(listed) if self.detail.endswith(listed) else self.title
+
+
+_AboutRecords = UniqueViolationError | ForeignKeyError | StaleVersionError | RequirementNotMetError
+
+
+def _about_records(
+    error: type[HybridkitError], problem: Problem, found: Sequence[FieldProblem]
+) -> HybridkitError:
+    """Return the error of a problem with the records that are there."""
+    if issubclass(error, UniqueViolationError):
+        return UniqueViolationError(problem.detail, fields=problem.fields, errors=found)
+    if issubclass(error, ForeignKeyError):
+        return ForeignKeyError(problem.detail, errors=found)
+    if issubclass(error, StaleVersionError):
+        return StaleVersionError(problem.detail, current=problem.current)
+    return RequirementNotMetError(problem.detail, current=problem.current, errors=found)
 
 
 def _sendable_seconds(error: HybridkitError) -> float | None:

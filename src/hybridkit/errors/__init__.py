@@ -28,6 +28,7 @@ HybridkitError
 │   ├── UniqueViolationError           another record has that value
 │   ├── ForeignKeyError                the record refers to one that is not there
 │   ├── StaleVersionError              the record changed since it was read
+│   ├── RequirementNotMetError         the record is not as the write's `require` demands
 │   ├── PreconditionRequiredError      a change has to name the state that the caller has read
 │   ├── KeyMissingError                a write came without an idempotency key
 │   ├── KeyReusedError                 an idempotency key came back with another payload
@@ -105,6 +106,7 @@ from hybridkit.errors._rejected import (
     PreconditionRequiredError,
     RejectedError,
     RequestKeyReusedError,
+    RequirementNotMetError,
     SessionEndedError,
     StaleVersionError,
     StepReusedError,
@@ -182,6 +184,7 @@ __all__ = [
     "RateLimitedError",
     "RejectedError",
     "RequestKeyReusedError",
+    "RequirementNotMetError",
     "ResponseError",
     "RuleViolationError",
     "ServerMissingError",

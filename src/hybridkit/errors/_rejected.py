@@ -142,6 +142,27 @@ class StaleVersionError(RejectedError):
         self.current = current
 
 
+class RequirementNotMetError(RejectedError):
+    """The record is not as a write's `require` demands, such as when nothing is left in stock.
+
+    It is a decision about the record as it is now, not a lost race: consumers and bots do not run the work again.
+
+    Attributes:
+        current: the ETag that the record has now, if the service told it.
+        errors: the place of the requirement in the request, with the code `requirement_not_met`.
+    """
+
+    code = "REQUIREMENT_NOT_MET"
+    status = 412
+
+    def __init__(
+        self, message: str, *, current: str | None = None, errors: Sequence[FieldProblem] = ()
+    ) -> None:
+        super().__init__(message)
+        self.current = current
+        self.errors = tuple(errors)
+
+
 class PreconditionRequiredError(RejectedError):
     """The resource only takes changes that name the state which the caller has read: pass the record, not its id."""
 

@@ -6,12 +6,14 @@ https://spec.openapis.org/oas/v3.1.1.html
 import json
 import re
 from collections.abc import Iterator
+from http import HTTPStatus
 from typing import Any, Final
 
 from fastapi.routing import APIRoute
 
 from hybridkit.adapters._http._required_key import KEY_HEADER, KEY_SYNTAX, REPLAYED
 from hybridkit.contract import PROBLEM_MEDIA_TYPE, Problem
+from hybridkit.contract._titles import TITLES
 
 _WRITES: Final = frozenset({"post", "put", "patch", "delete"})
 _CHANGES: Final = frozenset({"put", "patch", "delete"})
@@ -134,7 +136,8 @@ def _component(status: str) -> str:
 
 def _response(status: str) -> dict[str, Any]:
     code, description = _PROBLEMS[status]
-    example = {"type": "about:blank", "title": _component(status), "status": int(status), "code": code}
+    title = TITLES.get(code, HTTPStatus(int(status)).phrase)
+    example = {"type": "about:blank", "title": title, "status": int(status), "code": code}
     example |= {"retryable": status in _RETRIED, "request_id": "1f0a3c5e-7b2d-6e4f-8a91-3c5d7e9f1b2a"}
     answer: dict[str, Any] = {
         "description": description,

@@ -15,6 +15,7 @@ from hybridkit.adapters._languages._problems import localized
 from hybridkit.codec import decode_json, encode_json
 from hybridkit.context import current
 from hybridkit.contract import PROBLEM_MEDIA_TYPE, Problem, whole_characters
+from hybridkit.contract._titles import TITLES
 from hybridkit.errors import (
     DeadlineExceededError,
     DeadlinePassedError,
@@ -26,6 +27,7 @@ from hybridkit.errors import (
     NotFoundError,
     OutcomeUnknownError,
     PageTokenError,
+    RequirementNotMetError,
     RuleViolationError,
     StaleVersionError,
     TemporaryError,
@@ -55,7 +57,7 @@ def problem_of(error: BaseException, *, instance: str, request_id: str, internal
         problem = Problem.from_error(told, instance=instance, request_id=request_id)
     else:
         problem = Problem(
-            title="Internal Server Error",
+            title=TITLES["INTERNAL"],
             status=500,
             code="INTERNAL",
             instance=instance,
@@ -121,6 +123,8 @@ def _translated(error: BaseException) -> HybridkitError | None:
             return RuleViolationError(str(error), code=error.code)
         case StaleVersionError():
             return StaleVersionError("it has changed meanwhile; read it again", current=error.current)
+        case RequirementNotMetError():
+            return RequirementNotMetError("what it needs does not hold any more", current=error.current)
         case UniqueViolationError():
             return UniqueViolationError("another one has this value already", fields=error.fields)
         case ForeignKeyError():
@@ -186,14 +190,15 @@ def http_problem(status: int, detail: Any, *, instance: str) -> tuple[Problem, b
         instance: the path of the request.
     """
     try:
-        title = HTTPStatus(status).phrase
+        phrase = HTTPStatus(status).phrase
     except ValueError:
-        title = f"Status {status}"
+        phrase = f"Status {status}"
+    code = phrase.upper().replace(" ", "_").replace("-", "_").replace("'", "")
     problem = Problem(
-        title=title,
+        title=TITLES.get(code, phrase),
         status=status,
-        code=title.upper().replace(" ", "_").replace("-", "_").replace("'", ""),
-        detail=detail if isinstance(detail, str) and detail != title else "",
+        code=code,
+        detail=detail if isinstance(detail, str) and detail != phrase else "",
         instance=instance,
         request_id=current().request_id,
     )

@@ -140,7 +140,8 @@ class MemoryTable:
 
         Raises:
             NotFoundError: the record is not there.
-            StaleVersionError: a condition on the record does not hold.
+            StaleVersionError: the record is in another state.
+            RequirementNotMetError: the record is not as the operation requires.
             UniqueViolationError: another record has a value that only one may have.
             ForeignKeyError: the record would refer to one that is not there, or another one refers to it.
             InvalidRequestError: a field can't hold a value.

@@ -36,7 +36,7 @@ from hybridkit.dataservice._mongo._replacements import Replacement, check_requir
 from hybridkit.dataservice._mongo._values import to_bson
 from hybridkit.dataservice._store._keys import count
 from hybridkit.dataservice._store._operations import CallAnswer, Operation, Outcome, Result, Write
-from hybridkit.dataservice._store._refusals import requirement_failed
+from hybridkit.dataservice._store._refusals import requirement_not_met
 from hybridkit.errors import ConflictError, InvalidRequestError, RejectedError
 
 CONFLICT_SECONDS: Final = 2.0
@@ -181,7 +181,7 @@ async def _put(
 
     Raises:
         UniqueViolationError: another record has a value that only one may have.
-        StaleVersionError: the document is as it was read, but not as the operation requires.
+        RequirementNotMetError: the document is as it was read, but not as the operation requires.
     """
     if stored is None:
         try:
@@ -198,5 +198,5 @@ async def _put(
     if replaced.matched_count:
         return True
     if required and await documents.find_one(target, {"_id": 1}) is not None:
-        raise requirement_failed(replacement.operation, replacement.before)
+        raise requirement_not_met(replacement.operation, replacement.before)
     return False

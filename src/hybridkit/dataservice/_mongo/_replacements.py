@@ -21,7 +21,7 @@ from hybridkit.dataservice._mongo._filters import condition
 from hybridkit.dataservice._mongo._values import to_bson
 from hybridkit.dataservice._store._decisions import Removed, Unchanged, Written, decide
 from hybridkit.dataservice._store._operations import Assert, Delete, Operation, Result, Update
-from hybridkit.dataservice._store._refusals import requirement_failed, validated
+from hybridkit.dataservice._store._refusals import requirement_not_met, validated
 from hybridkit.resources import Filter
 
 GONE: Final = "gone"
@@ -97,13 +97,13 @@ async def check_requirement(
     """Ask the server about the requirement of an operation whose values don't fit: it comes before them.
 
     Raises:
-        StaleVersionError: the requirement does not hold.
+        RequirementNotMetError: the requirement does not hold.
     """
     if stored is None or not isinstance(operation, Update) or operation.require is None:
         return
     met = {"$and": [{"_id": stored["_id"]}, condition(operation.require)]}
     if await documents.find_one(met, {"_id": 1}, session=session) is None:
-        raise requirement_failed(operation, tag_of(stored)) from None
+        raise requirement_not_met(operation, tag_of(stored)) from None
 
 
 class _Record:

@@ -43,7 +43,7 @@ from hybridkit.dataservice._store._operations import (
     Result,
     Write,
 )
-from hybridkit.dataservice._store._refusals import requirement_failed
+from hybridkit.dataservice._store._refusals import requirement_not_met
 from hybridkit.errors import InvalidRequestError
 
 ORDERING_KEYS_COLLECTION: Final = "hk_lanes"
@@ -167,7 +167,7 @@ class TransactionWriter:
             return
         if not required:
             raise LostRaceError
-        raise requirement_failed(replacement.operation, replacement.before)
+        raise requirement_not_met(replacement.operation, replacement.before)
 
     # ── calls and events ─────────────────────────────────────────────────────────────────────────
 

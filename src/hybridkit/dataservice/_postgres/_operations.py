@@ -45,7 +45,7 @@ from hybridkit.dataservice._store._refusals import (
     not_a_number,
     not_found,
     pointer,
-    requirement_failed,
+    requirement_not_met,
     set_and_incremented,
     stale_version,
 )
@@ -70,7 +70,8 @@ async def apply(
 
     Raises:
         NotFoundError: a record is not there.
-        StaleVersionError: a condition does not hold.
+        StaleVersionError: a record is in another state.
+        RequirementNotMetError: a record is not as its operation requires.
         InvalidRequestError: the table can't hold a value.
         RefusedError: the database refuses an operation.
         UnnamedError: the database refuses one of several operations.
@@ -405,6 +406,7 @@ class _Run:
         Raises:
             NotFoundError: its record is not there.
             StaleVersionError: its record is in another state.
+            RequirementNotMetError: its record is not as the operation requires.
         """
         for position, operation in enumerate(self._run, 1):
             if position in hit:
@@ -416,7 +418,7 @@ class _Run:
             if current is not None and _tag(operation) in (None, current):
                 if not isinstance(operation, Update) or operation.require is None:
                     raise left_out(operation) if len(self._run) == 1 else UnnamedError
-                raise requirement_failed(operation, current)
+                raise requirement_not_met(operation, current)
             raise stale_version(operation, current)
 
     async def _current(self, operation: Operation) -> str | None:

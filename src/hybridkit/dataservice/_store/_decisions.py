@@ -23,7 +23,7 @@ from hybridkit.dataservice._store._operations import (
 from hybridkit.dataservice._store._refusals import (
     hidden,
     not_found,
-    requirement_failed,
+    requirement_not_met,
     stale_version,
     unique_violation,
 )
@@ -107,7 +107,8 @@ def decide(operation: Operation, current: StoredRecord | None, *, moment: dateti
 
     Raises:
         NotFoundError: the record is not there.
-        StaleVersionError: the record is in another state, or is not as the operation requires.
+        StaleVersionError: the record is in another state.
+        RequirementNotMetError: the record is not as the operation requires.
         UniqueViolationError: another record, perhaps a hidden one, has the id.
         InvalidRequestError: a sum or a merged document is not what its field can hold.
     """
@@ -169,7 +170,7 @@ def _sums(operation: Update | Upsert, value_of: Callable[[str], Any]) -> dict[st
 
 def _updated(operation: Update, record: StoredRecord, moment: datetime) -> Written:
     if operation.require is not None and not record.meets(operation.require):
-        raise requirement_failed(operation, record.tag)
+        raise requirement_not_met(operation, record.tag)
     documents = {name: merged(operation, name, record.mergeable(name)) for name in operation.merges}
     sums = _sums(operation, record.value)
     return Written(given=operation.changes, computed={**documents, **sums, **_stamps(record, moment)})

@@ -67,7 +67,7 @@ class Create(_Target):
 class Update(_Target):
     """Change some fields of a record.
 
-    Raises in a store: `NotFoundError`, `StaleVersionError` (also where `require` doesn't hold).
+    Raises in a store: `NotFoundError`, `StaleVersionError`; `RequirementNotMetError` where `require` doesn't hold.
 
     Attributes:
         changes: validated Python values by field.

@@ -181,6 +181,7 @@ class Store(Protocol):
         Raises:
             NotFoundError: an operation's record is not there.
             StaleVersionError: an operation's record is in another state.
+            RequirementNotMetError: an operation's record is not as its `require` demands.
             UniqueViolationError: another record has a value that only one may have.
             ForeignKeyError: a record refers to one that is not there.
             InvalidRequestError: the database refuses a value.

@@ -15,6 +15,7 @@ from hybridkit.errors import (
     ForeignKeyError,
     InvalidRequestError,
     NotFoundError,
+    RequirementNotMetError,
     StaleVersionError,
     UniqueViolationError,
 )
@@ -31,9 +32,12 @@ def stale_version(operation: Operation, current: str | None) -> StaleVersionErro
     return StaleVersionError(operation.says(f"the record {reason}"), current=current)
 
 
-def requirement_failed(operation: Operation, current: str | None) -> StaleVersionError:
+def requirement_not_met(operation: Operation, current: str | None) -> RequirementNotMetError:
     """Return the refusal of an update whose `require` does not hold for the record, whose ETag is `current`."""
-    return StaleVersionError(operation.says("the requirement does not hold"), current=current)
+    problem = FieldProblem(pointer(operation, "require"), "requirement_not_met")
+    return RequirementNotMetError(
+        operation.says("the requirement does not hold"), current=current, errors=[problem]
+    )
 
 
 def hidden(operation: Operation) -> UniqueViolationError:

@@ -76,7 +76,7 @@ class TransactionsConformance:
             (_on("delete", old, if_match='"9-9"'), (412, "PRECONDITION_FAILED")),
             (_create(service, code=service.tag), (409, "UNIQUE_VIOLATION")),
             (_create(service, old["id"]), (409, "UNIQUE_VIOLATION")),
-            (_on("update", old, require={"gt": ["rank", 2]}), (412, "PRECONDITION_FAILED")),
+            (_on("update", old, require={"gt": ["rank", 2]}), (412, "REQUIREMENT_NOT_MET")),
             (_on("update", old, data={"name": "x" * 101}), (422, "VALIDATION")),
             (_on("update", old, increment={"name": 1}), (422, "VALIDATION")),
         ]
@@ -134,7 +134,7 @@ class TransactionsConformance:
         record = await service.thing(weight=1.7e308)
         more = _on("update", record, increment={"weight": 1.7e308})
         refused = await service.transact({**more, "require": {"lt": ["weight", 5]}})
-        assert refused.problem == (412, "PRECONDITION_FAILED")
+        assert refused.problem == (412, "REQUIREMENT_NOT_MET")
         unfit = await service.transact({**more, "require": {"gt": ["weight", 5]}})
         assert unfit.problem == (422, "VALIDATION")
 

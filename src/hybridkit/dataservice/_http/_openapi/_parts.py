@@ -129,7 +129,7 @@ _MEANINGS: Final[Mapping[int, str]] = {
     404: "There is no such record.",
     406: "No answer of the media types in Accept; a list is JSON or NDJSON, everything else JSON.",
     409: "A unique value is taken, a reference leads nowhere, a race was lost, or the key is in use.",
-    412: "The record is in another state.",
+    412: "The record is in another state, or not as the request requires.",
     413: "The body has more than 1 MiB.",
     414: "The URL has more than 8 KiB; send the query as the body of `:query`.",
     415: "The body is of a type that the route doesn't take, or it is compressed.",
