@@ -21,11 +21,13 @@ from hybridkit.clients._records import (
     parse_id,
     target_of,
 )
+from hybridkit.clients._streams._appends import StreamId, plan_append
 from hybridkit.clients._transaction_identity import TransactionIdentity
 from hybridkit.codec import now
 from hybridkit.context import bind, current
 from hybridkit.contract import (
     MAX_OPERATIONS,
+    AppendOperation,
     AssertOperation,
     CreateOperation,
     DeleteOperation,
@@ -37,10 +39,11 @@ from hybridkit.contract import (
     UpsertOperation,
 )
 from hybridkit.errors import FieldProblem, InvalidRequestError, MisuseError, ResponseError, StepReusedError
-from hybridkit.events import Message
+from hybridkit.events import Event, Message
 from hybridkit.observability import trace_headers
 from hybridkit.resources import Filter, Query, Record, Resource
 from hybridkit.resources._resource import AnyResource, IdT
+from hybridkit.streams import Loaded, Stream
 
 MAX_DELAY_SECONDS: Final = 366 * 86400.0
 
@@ -253,6 +256,35 @@ class DataTransaction:
         """
         target = target_of(resource, record_or_id)
         self._add(AssertOperation(resource=resource.name, id=str(target.id), if_match=target.etag), None)
+
+    def append[StateT: BaseModel](
+        self, stream: Stream[StateT], loaded_or_id: Loaded[StateT] | StreamId, *events: Event
+    ) -> Loaded[StateT] | None:
+        """Append events to a stream, together with the other operations.
+
+        Args:
+            stream: the kind of stream, kept by the same data service on PostgreSQL.
+            loaded_or_id: a stream that was loaded has to have the version in which it was read; an id alone means any
+                version.
+            events: 1 to 100 events, with at most 64 KiB each.
+
+        Returns:
+            The stream as the commit leaves it; None for an id, as its version isn't known.
+
+        Raises:
+            DeclarationError: the stream has no function for an event's class.
+            InvalidRequestError: an event belongs to another stream, or there are too many.
+        """
+        planned = plan_append(stream, loaded_or_id, events)
+        operation = AppendOperation(
+            resource=stream.name,
+            id=planned.id,
+            expected_version=planned.body.expected_version,
+            events=planned.body.events,
+            snapshot=planned.body.snapshot,
+        )
+        self._add(operation, None)
+        return planned.after
 
     def emit(
         self, message: Message, *, not_before: datetime | None = None, delay_seconds: float | None = None

@@ -40,6 +40,11 @@ class WriteStep:
         if self._step is not None:
             self._step.__exit__(kind, error, trace)
 
+    @property
+    def is_derived(self) -> bool:
+        """Whether a rerun of the same work finds the same identity."""
+        return self._step is not None
+
     def id_of(self, part: str = "") -> UUID:
         """Return the id of something that the write makes.
 

@@ -23,6 +23,7 @@ from hybridkit.contract._headers import (
 from hybridkit.contract._operations import (
     MAX_BATCH,
     MAX_OPERATIONS,
+    AppendOperation,
     AssertOperation,
     BatchGet,
     BatchRecord,
@@ -37,18 +38,33 @@ from hybridkit.contract._operations import (
     UpsertOperation,
 )
 from hybridkit.contract._problems import PROBLEM_MEDIA_TYPE, Problem, ProblemField, whole_characters
+from hybridkit.contract._streams import (
+    MAX_APPENDED_EVENTS,
+    MAX_EVENT_BYTES,
+    MAX_STREAM_PAGE,
+    Append,
+    AppendResult,
+    StreamEvent,
+    StreamSnapshot,
+)
 
 __all__ = [
     "CALLER_HEADER",
     "IDEMPOTENCY_KEY_HEADER",
     "IDEMPOTENCY_REPLAYED_HEADER",
     "IDEMPOTENCY_REREAD_HEADER",
+    "MAX_APPENDED_EVENTS",
     "MAX_BATCH",
     "MAX_BODY_BYTES",
+    "MAX_EVENT_BYTES",
     "MAX_OPERATIONS",
     "MAX_PAGE_BYTES",
+    "MAX_STREAM_PAGE",
     "NDJSON_MEDIA_TYPE",
     "PROBLEM_MEDIA_TYPE",
+    "Append",
+    "AppendOperation",
+    "AppendResult",
     "AssertOperation",
     "BatchGet",
     "BatchRecord",
@@ -59,6 +75,8 @@ __all__ = [
     "Operation",
     "Problem",
     "ProblemField",
+    "StreamEvent",
+    "StreamSnapshot",
     "Transaction",
     "TransactionResult",
     "UpdateOperation",

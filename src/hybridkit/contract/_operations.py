@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from hybridkit.codec import Timestamp, check_readable, decode_object, field_errors
 from hybridkit.context import ContextId
+from hybridkit.contract._streams import Append
 from hybridkit.errors import InvalidRequestError
 from hybridkit.events import Command, Event, Message, encode_data
 from hybridkit.events._declaration import MAX_TYPE_LENGTH
@@ -75,8 +76,16 @@ class DeleteOperation(_Strict):
     if_match: str | None = None
 
 
+class AppendOperation(Append):
+    """Append events to a stream; its result is the version of the last one, `{"version": 9}`."""
+
+    op: Literal["append"] = "append"
+    resource: str
+    id: str
+
+
 type Operation = Annotated[
-    AssertOperation | CreateOperation | UpdateOperation | UpsertOperation | DeleteOperation,
+    AssertOperation | CreateOperation | UpdateOperation | UpsertOperation | DeleteOperation | AppendOperation,
     Field(discriminator="op"),
 ]
 
@@ -164,6 +173,16 @@ class Emission(_Strict):
             raise InvalidRequestError(
                 f"{message.message_type!r} can't be sent", errors=field_errors(error)
             ) from None
+
+
+class StreamEmission(Emission):
+    """The emission of an event that is appended to a stream in the same transaction; the data service makes it.
+
+    Attributes:
+        stream_version: the number of the event in its stream.
+    """
+
+    stream_version: int
 
 
 def check_message_data(data: bytes) -> None:

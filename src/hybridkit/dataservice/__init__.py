@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from hybridkit.dataservice._postgres._columns import SoftDeleteColumns as SoftDeleteColumns
     from hybridkit.dataservice._postgres._schema import migrate as migrate
     from hybridkit.dataservice._postgres._schema import write_revision as write_revision
+    from hybridkit.dataservice._postgres._streams._columns import StreamColumns as StreamColumns
 
 __all__ = [
     "CallContext",
@@ -65,6 +66,7 @@ __all__ = [
     "RecordColumns",
     "Relay",
     "SoftDeleteColumns",
+    "StreamColumns",
     "create_data_service",
     "migrate",
     "open_outbox",
@@ -77,6 +79,7 @@ _HOMES = {
     "LoginSessionColumns": ("_postgres._columns", "postgres"),
     "RecordColumns": ("_postgres._columns", "postgres"),
     "SoftDeleteColumns": ("_postgres._columns", "postgres"),
+    "StreamColumns": ("_postgres._streams._columns", "postgres"),
     "migrate": ("_postgres._schema", "postgres"),
     "write_revision": ("_postgres._schema", "postgres"),
 }

@@ -27,6 +27,8 @@ from hybridkit.settings import MongoSettings, PostgresSettings, ServiceSettings
 if TYPE_CHECKING:
     from hybridkit.dataservice._mongo._collection import DocumentCollection
     from hybridkit.dataservice._postgres._columns import RecordColumns
+    from hybridkit.dataservice._postgres._streams._columns import StreamColumns
+    from hybridkit.streams._stream import AnyStream
 
 type OpenStore = Callable[[Any], AbstractAsyncContextManager[Store]]
 type OpenEventSink = Callable[[], AbstractAsyncContextManager[EventSink]]
@@ -39,11 +41,13 @@ class DataServiceDeclaration:
     Attributes:
         settings_class: the class of its settings.
         tables: the place of each resource in the database.
+        streams: the table of each kind of stream.
         migrations: the folder with the service's revisions; None for none.
     """
 
     settings_class: type[ServiceSettings]
     tables: "Mapping[AnyResource, type[RecordColumns] | DocumentCollection]"
+    streams: "Mapping[AnyStream, type[StreamColumns]]"
     migrations: Path | None
 
 
@@ -51,6 +55,7 @@ def create_data_service(
     settings_class: type[ServiceSettings],
     tables: "Mapping[AnyResource, type[RecordColumns] | DocumentCollection]",
     *,
+    streams: "Mapping[AnyStream, type[StreamColumns]] | None" = None,
     calls: Mapping[AnyCall, CallHandler] | None = None,
     migrations: Path | str | None = None,
     publisher: OpenEventSink | None = None,
@@ -67,6 +72,7 @@ def create_data_service(
     Args:
         settings_class: `PostgresSettings` or `MongoSettings`, or a subclass; read once, at the start.
         tables: where each resource is stored: a declarative class in PostgreSQL, a `DocumentCollection` in MongoDB.
+        streams: the table of each kind of stream, a declarative class with `StreamColumns`; only on PostgreSQL.
         calls: the service's own calls, each with an async function that takes its request and a `CallContext`.
         migrations: the folder with the service's Alembic revisions; without one its tables are left as they are.
         publisher: opens an event sink to use instead of RabbitMQ, for example in tests.
@@ -75,19 +81,27 @@ def create_data_service(
         version: the version in the OpenAPI document.
 
     Raises:
-        DeclarationError: a resource does not fit its table, a call does not fit its handler, a name is taken twice, or
-            a grant names what the service doesn't have.
+        DeclarationError: a resource does not fit its table, a call does not fit its handler, a name is taken twice, a
+            grant names what the service doesn't have, or MongoDB is to keep streams.
     """
+    streams = streams or {}
     if "database_url" not in settings_class.model_fields:
         raise DeclarationError(
             f"{settings_class.__name__} has no database_url; use PostgresSettings or MongoSettings"
         )
     if issubclass(settings_class, MongoSettings):
+        if streams:
+            raise DeclarationError(
+                f"{', '.join(stream.name for stream in streams)}: streams of events need PostgreSQL, as their log is in"
+                " the order of its transactions; keep them in a PostgreSQL data service"
+            )
         open_store = _store_on_mongo(cast("Mapping[AnyResource, DocumentCollection]", tables))
     else:
-        open_store = _store_on_postgres(cast("Mapping[AnyResource, type[RecordColumns]]", tables), migrations)
+        open_store = _store_on_postgres(
+            cast("Mapping[AnyResource, type[RecordColumns]]", tables), streams, migrations
+        )
     bodies = _bodies_by_name(tables)
-    check_grants(grants or {}, tables, calls or {})
+    check_grants(grants or {}, tables, calls or {}, streams)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
@@ -103,10 +117,11 @@ def create_data_service(
         yield
 
     app = create_app(settings_class, title=title, version=version, lifespan=lifespan, internal=True)
-    add_routes(app, bodies, calls)
+    add_routes(app, bodies, calls, streams=streams)
     app.state.data_service = DataServiceDeclaration(
         settings_class=settings_class,
         tables=tables,
+        streams=streams,
         migrations=None if migrations is None else Path(migrations),
     )
     return app
@@ -134,20 +149,25 @@ async def _start_relay(resources: ServiceResources, store: Store, publisher: Ope
 
 
 def _store_on_postgres(
-    tables: "Mapping[AnyResource, type[RecordColumns]]", migrations: Path | str | None
+    tables: "Mapping[AnyResource, type[RecordColumns]]",
+    streams: "Mapping[AnyStream, type[StreamColumns]]",
+    migrations: Path | str | None,
 ) -> OpenStore:
     try:
         from hybridkit.dataservice._postgres._store import POOL_SIZE, open_postgres_store  # noqa: PLC0415 - an extra
+        from hybridkit.dataservice._postgres._streams._table import StreamTable  # noqa: PLC0415
         from hybridkit.dataservice._postgres._table import ResourceTable  # noqa: PLC0415
     except ModuleNotFoundError:
         raise MissingExtraError("a data service on PostgreSQL", extra="postgres") from None
 
     named = {resource.name: ResourceTable(resource, mapped) for resource, mapped in tables.items()}
+    kinds = {stream.name: StreamTable(stream, mapped) for stream, mapped in streams.items()}
 
     def open_store(settings: Any) -> AbstractAsyncContextManager[Store]:
         return open_postgres_store(
             settings.database_url.get_secret_value(),
             named,
+            streams=kinds,
             name=settings.service_name,
             pool_size=settings.database_pool_size if isinstance(settings, PostgresSettings) else POOL_SIZE,
             migrations=migrations,

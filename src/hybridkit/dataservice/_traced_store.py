@@ -24,6 +24,7 @@ from hybridkit.dataservice._store._operations import (
     Write,
 )
 from hybridkit.dataservice._store._protocol import EncodedPage, EncodedRecord, ExportChunk, Store
+from hybridkit.dataservice._store._streams import Streams
 from hybridkit.errors import RejectedError
 from hybridkit.observability import span
 from hybridkit.resources import Aggregation, Filter, Query
@@ -87,6 +88,11 @@ class TracedStore:
         """The outbox of the store; its relay has no spans of the database, as it asks all the time."""
         return self._store.outbox
 
+    @property
+    def streams(self) -> Streams | None:
+        """The streams of the store; a read of them has the span of its request only."""
+        return self._store.streams
+
     async def get(self, resource: AnyResource, record_id: Any) -> EncodedRecord | None:
         """Return what the store does."""
         return await self._read(Query, resource, self._store.get(resource, record_id))
@@ -130,12 +136,15 @@ class TracedStore:
 
     async def write(self, write: Write) -> Outcome:
         """Return what the store does; the span has the operations, without repetitions."""
-        steps = list(dict.fromkeys(self._step(each) for each in write.operations))
+        appends = [
+            ("INSERT", self._collections.get(each.stream.name, each.stream.name)) for each in write.appends
+        ]
+        steps = list(dict.fromkeys([*appends, *(self._step(each) for each in write.operations)]))
         attributes: dict[str, AttributeValue] = {}
         if len(steps) == 1:
             attributes = {"db.operation.name": steps[0][0], "db.collection.name": steps[0][1]}
-        if len(write.operations) > 1:
-            attributes["db.operation.batch.size"] = len(write.operations)
+        if (size := len(write.operations) + len(write.appends)) > 1:
+            attributes["db.operation.batch.size"] = size
         summary = " ".join(" ".join(step) for step in steps)[:MAX_SUMMARY_CHARS]
         return await self._answered(summary or "call", attributes, self._store.write(write))
 

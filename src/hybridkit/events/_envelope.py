@@ -7,13 +7,15 @@ from typing import Any, cast
 from uuid import UUID
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from hybridkit.codec import (
     MAX_MESSAGE_BYTES,
     Timestamp,
     check_readable,
     decode_object,
+    encode_json,
+    field_errors,
     format_timestamp,
     peek_object,
     validate_json,
@@ -41,6 +43,7 @@ class EventEnvelope[DataT: Message](BaseModel):
         data: the event or command itself.
         version: the schema version of `data`; left out on the wire when it is 1.
         causation_id: the id of the event that this one answers, if any.
+        stream_version: the event's number in its stream; None for an event that was not appended to one.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -56,6 +59,7 @@ class EventEnvelope[DataT: Message](BaseModel):
     data: DataT
     version: int = Field(default=1, ge=1, strict=True)
     causation_id: UUID | None = None
+    stream_version: int | None = None
 
     @classmethod
     def wrap[MessageT: Message](
@@ -236,6 +240,39 @@ def read_envelope(wire: Mapping[str, Any], body: bytes, *, registry: EventRegist
     except Exception as error:  # the validators of a declaration meet data that their author did not expect
         raise MalformedPayloadError(f"{what} can't be read: {type(error).__name__}") from error
     return envelope
+
+
+def read_data(
+    message_type: str, version: int, data: Mapping[str, Any], *, registry: EventRegistry = default_registry
+) -> Message:
+    """Make a message of its data without an envelope, as a stream keeps it; its identity is left to the caller.
+
+    Args:
+        message_type: the type.
+        version: the version of the data.
+        data: the message's fields, as JSON values.
+        registry: the types to choose from.
+
+    Raises:
+        MalformedPayloadError: the data has another shape.
+        UnknownEventTypeError: this process has no such type.
+        UnknownEventVersionError: this process has no such version.
+    """
+    message, steps = registry.resolve(message_type, version)
+    try:
+        if steps:
+            data = _upcasted(dict(data), steps, message_type, version)
+        return cast("Message", message.__pydantic_validator__.validate_json(encode_json(data)))
+    except ValidationError as error:
+        raise MalformedPayloadError(
+            f"the data of {message_type!r} does not fit", errors=field_errors(error)
+        ) from None
+    except PayloadError:
+        raise
+    except Exception as error:  # the validators of a declaration meet data that their author did not expect
+        raise MalformedPayloadError(
+            f"the data of {message_type!r} can't be read: {type(error).__name__}"
+        ) from error
 
 
 @cache

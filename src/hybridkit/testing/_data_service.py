@@ -28,6 +28,7 @@ from hybridkit.errors import HeadTooLargeError, OutcomeUnknownError, RejectedErr
 from hybridkit.lifespan import ServiceResources
 from hybridkit.resources._resource import AnyCall, AnyResource
 from hybridkit.settings import ServiceSettings
+from hybridkit.streams._stream import AnyStream
 from hybridkit.testing._asgi_calls import call
 from hybridkit.testing._data_faults import DataFaults, Reply, reply_of
 
@@ -48,6 +49,7 @@ class FakeDataService:
         references: by resource, the fields that are foreign keys, each with the resource that it refers to:
             `{ORDERS: {"user_id": USERS}}`. A record that is referred to can't be deleted.
         calls: the service's own calls with their handlers; `work.database` is the store in memory.
+        streams: the kinds of streams that it serves.
         has_transactions: False answers as a data service on a MongoDB without transactions.
 
     Attributes:
@@ -62,15 +64,17 @@ class FakeDataService:
         unique: Mapping[AnyResource, Iterable[Unique]] | None = None,
         references: Mapping[AnyResource, Mapping[str, AnyResource]] | None = None,
         calls: Mapping[AnyCall, CallHandler] | None = None,
+        streams: Iterable[AnyStream] = (),
         has_transactions: bool = True,
     ) -> None:
+        kinds = list(streams)
         kept = list(resources)
         self.faults = DataFaults()
         self.requests: list[str] = []
         self._store = MemoryStore(
-            kept, unique=unique, references=references, has_transactions=has_transactions
+            kept, unique=unique, references=references, streams=kinds, has_transactions=has_transactions
         )
-        self._app = _application(kept, self._store, calls or {})
+        self._app = _application(kept, self._store, calls or {}, kinds)
 
     def __repr__(self) -> str:
         return f"FakeDataService({self._store!r})"
@@ -192,11 +196,16 @@ def _http_response(reply: Reply) -> HttpResponse:
 
 
 def _application(
-    resources: Collection[AnyResource], store: MemoryStore, calls: Mapping[AnyCall, CallHandler]
+    resources: Collection[AnyResource],
+    store: MemoryStore,
+    calls: Mapping[AnyCall, CallHandler],
+    streams: Collection[AnyStream],
 ) -> ASGIApp:
     """Make the application. Its lifespan never runs, as it would read settings and open connections."""
     app = create_app(ServiceSettings, title="Fake data service", internal=True)
-    add_routes(app, {resource.name: RequestBodies(resource) for resource in resources}, calls)
+    add_routes(
+        app, {resource.name: RequestBodies(resource) for resource in resources}, calls, streams=streams
+    )
     app.state.resources = ServiceResources()
     app.state.resources.health.started()
     app.state.callers = Callers(None, None)

@@ -271,7 +271,7 @@ def with_numbers[T: BaseModel](parts: Sequence[T], written: Sequence[Mapping[str
 
 
 def read_operations(transaction: Transaction, bodies: Mapping[str, RequestBodies]) -> tuple[Operation, ...]:
-    """Validate the operations of a transaction.
+    """Validate the operations of a transaction on records; those on streams are left to `read_appends`.
 
     Args:
         transaction: the transaction as it was sent.
@@ -284,13 +284,22 @@ def read_operations(transaction: Transaction, bodies: Mapping[str, RequestBodies
     return tuple(
         _operation(wanted, bodies, f"operations/{index}")
         for index, wanted in enumerate(transaction.operations)
+        if not isinstance(wanted, contract.AppendOperation)
     )
 
 
 _TRANSACTION: Final = TypeAdapter(Transaction)
 
+type RecordOperation = (
+    contract.AssertOperation
+    | contract.CreateOperation
+    | contract.UpdateOperation
+    | contract.UpsertOperation
+    | contract.DeleteOperation
+)
 
-def _operation(wanted: contract.Operation, bodies: Mapping[str, RequestBodies], at: str) -> Operation:
+
+def _operation(wanted: "RecordOperation", bodies: Mapping[str, RequestBodies], at: str) -> Operation:
     resource_bodies = bodies.get(wanted.resource)
     if resource_bodies is None:
         raise InvalidRequestError(

@@ -24,14 +24,16 @@ from hybridkit.observability import get_logger
 from hybridkit.resources._resource import AnyCall, AnyResource
 from hybridkit.security import ServiceTokenVerifier
 from hybridkit.settings import ServiceSettings
+from hybridkit.streams._stream import AnyStream
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
 _log = get_logger("hybridkit.dataservice")
 
-type Access = Literal["read", "create", "update", "delete"]
-type GrantedResources = Collection[AnyResource] | Literal["*"]
+type Access = Literal["read", "create", "update", "delete", "append"]
+type Granted = AnyResource | AnyStream
+type GrantedResources = Collection[AnyResource | AnyStream] | Literal["*"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +41,14 @@ class Grant:
     """The permissions of one caller; nothing is granted that isn't named.
 
     Attributes:
-        read: the resources that it may read, with their safe calls; `"*"` for all.
+        read: the resources that it may read, with their safe calls, and the streams; `"*"` for all.
         create: the resources that it may create records in.
         update: the resources whose records it may change. The answer to a change shows the record, to a caller that
             may not read too. An upsert needs `create` and `update`.
         delete: the resources whose records it may delete and undelete.
-        write: the resources that it may use in every way: read, create, update, delete, and all of their calls.
+        append: the streams that it may append events to. Those are published, whatever `emit` says.
+        write: the resources and streams that it may use in every way: read, create, update, delete, append, and all of
+            their calls.
         call: the service's own calls that it may make, whatever else it may do with their resources.
         emit: the events and commands that its transactions may emit; True for all. A command goes into its own queue
             only.
@@ -54,6 +58,7 @@ class Grant:
     create: GrantedResources = ()
     update: GrantedResources = ()
     delete: GrantedResources = ()
+    append: GrantedResources = ()
     write: GrantedResources = ()
     call: Collection[AnyCall] = ()
     emit: bool | Collection[type[Event] | type[Command]] = False
@@ -63,8 +68,8 @@ class Grant:
         """Whether the caller may do nothing."""
         return not any(getattr(self, name) for name in self.__dataclass_fields__)
 
-    def allows(self, resource: AnyResource, access: Access) -> bool:
-        """Return whether the caller may access the resource in that way."""
+    def allows(self, resource: Granted, access: Access) -> bool:
+        """Return whether the caller may access the resource or stream in that way."""
         granted: GrantedResources = getattr(self, access)
         return granted == "*" or self.write == "*" or resource in granted or resource in self.write
 
@@ -86,18 +91,25 @@ class Grant:
 
 
 def check_grants(
-    grants: Mapping[str, Grant], resources: Collection[AnyResource], calls: Collection[AnyCall]
+    grants: Mapping[str, Grant],
+    resources: Collection[AnyResource],
+    calls: Collection[AnyCall],
+    streams: Collection[AnyStream] = (),
 ) -> None:
     """Refuse grants of what the service doesn't have: a caller would be refused, and nobody would see why.
 
     Raises:
-        DeclarationError: a grant names a resource or call that isn't served, or emits what is no event or command.
+        DeclarationError: a grant names a resource, stream or call that isn't served, or emits what is no event or
+            command.
     """
     for caller, grant in grants.items():
         for name in (*get_args(Access.__value__), "write"):
             granted: GrantedResources = getattr(grant, name)
+            served = (
+                streams if name == "append" else resources if name in _OF_RECORDS else (*resources, *streams)
+            )
             for resource in () if granted == "*" else granted:
-                if resource not in resources:
+                if resource not in served:
                     raise DeclarationError(
                         f"{caller} may {name} {resource!r}, which this service doesn't have"
                     )
@@ -173,8 +185,8 @@ class Callers:
         if grant is not None and grant.is_empty:
             raise AccessDeniedError(f"{caller} may do nothing here; the data service's grants say who may")
 
-    def check(self, caller: str, resource: AnyResource, access: Access) -> None:
-        """Check that the caller may access the resource in that way.
+    def check(self, caller: str, resource: Granted, access: Access) -> None:
+        """Check that the caller may access the resource or stream in that way.
 
         Raises:
             AccessDeniedError: the caller has no such permission.
@@ -210,6 +222,7 @@ class Callers:
 
 
 _NOTHING: Final = Grant()
+_OF_RECORDS: Final = frozenset({"create", "update", "delete"})
 
 
 def _denied(caller: str, what: str) -> AccessDeniedError:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from hybridkit.contract import Emission
 from hybridkit.dataservice._http._requests import ContractRequest, fingerprint, key_of
 from hybridkit.dataservice._store._operations import Assert, CallWork, Operation, Outcome, Write
+from hybridkit.dataservice._store._streams import StreamAppend
 from hybridkit.errors import FieldProblem, InvalidRequestError
 
 
@@ -14,6 +15,7 @@ async def perform(
     operations: Sequence[Operation],
     *,
     members: Mapping[str, Any] | None,
+    appends: Sequence[StreamAppend] = (),
     call: CallWork | None = None,
     emit: tuple[Emission, ...] = (),
     isolation: Literal["read_committed", "repeatable_read", "serializable"] = "read_committed",
@@ -24,6 +26,7 @@ async def perform(
         request: the request; it tells the caller, the key and the preferences.
         operations: the operations, in the order of the request.
         members: the body's members; with method and path they tell whether a repeated key repeats the request.
+        appends: appends to streams, in the same transaction.
         call: the work of a service's own call, instead of operations.
         emit: the events and commands for the outbox.
         isolation: the isolation level of the transaction.
@@ -36,7 +39,7 @@ async def perform(
     preferences = request.preferences
     limit = preferences.max_affected()
     if call is None:
-        _check_affected(operations, limit)
+        _check_affected(operations, limit, appends=len(appends))
     elif limit is not None:  # ignored, it would be a limit that doesn't hold
         raise InvalidRequestError(
             "nobody counts what a service's own call touches; leave max-affected out",
@@ -47,6 +50,7 @@ async def perform(
         key=key_of(request),
         fingerprint=fingerprint(request, members),
         operations=tuple(operations),
+        appends=tuple(appends),
         call=call,
         emit=emit,
         isolation=isolation,
@@ -56,10 +60,10 @@ async def perform(
     return await request.store.write(write)
 
 
-def _check_affected(operations: Sequence[Operation], limit: int | None) -> None:
+def _check_affected(operations: Sequence[Operation], limit: int | None, *, appends: int) -> None:
     if limit is None:
         return
-    affected = sum(1 for operation in operations if not isinstance(operation, Assert))
+    affected = appends + sum(1 for operation in operations if not isinstance(operation, Assert))
     if affected > limit:
         raise InvalidRequestError(
             f"this would touch {affected} records, and max-affected allows {limit}",

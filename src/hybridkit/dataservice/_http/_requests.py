@@ -1,7 +1,7 @@
 """Requests to the contract's routes: caller, idempotency key, condition, preferences and body."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import quote
@@ -220,9 +220,19 @@ def fingerprint(request: ContractRequest, members: Mapping[str, Any] | None) -> 
 
 def without_times(transaction: Mapping[str, Any]) -> dict[str, Any]:
     """Return a transaction without the members that a rerun, which makes the same events later, may change."""
-    emitted: list[Mapping[str, Any]] = transaction.get("emit") or []
-    events = [{name: event[name] for name in event if name not in _VARYING} for event in emitted]
-    return {**transaction, "emit": events}
+    operations: list[Mapping[str, Any]] = transaction.get("operations") or []
+    appended = [without_event_times(each) if each.get("op") == "append" else each for each in operations]
+    return {**transaction, "operations": appended, "emit": _timeless(transaction.get("emit") or [])}
+
+
+def without_event_times(append: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an append without the members that a rerun may change; its snapshot is a cache."""
+    kept = {name: append[name] for name in append if name != "snapshot"}
+    return {**kept, "events": _timeless(append["events"])}
+
+
+def _timeless(events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: event[name] for name in event if name not in _VARYING} for event in events]
 
 
 _VARYING: Final = frozenset({"timestamp", "not_before", "request_id", "traceparent", "tracestate"})

@@ -27,11 +27,13 @@ from hybridkit.dataservice._http._responses import BytesResponse, Header, Respon
 from hybridkit.dataservice._store._waiting_time import WaitingTime, start_waiting_time
 from hybridkit.errors import DeclarationError, InvalidQueryError, NotAcceptableError
 from hybridkit.resources._resource import AnyCall, AnyResource
+from hybridkit.streams._stream import AnyStream
 
 JSON: Final = read_media_type("application/json; charset=utf-8")
 NDJSON: Final = read_media_type("application/x-ndjson; charset=utf-8")
 PREFIX: Final = "/v1/"
 UNDELETE: Final = ":undelete"
+APPEND: Final = ":append"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Endpoint:
 
     Attributes:
         handler: answers a request that has passed the checks.
-        resource: the resource that it reaches; None where the body names them.
+        resource: the resource or stream that it reaches; None where the body names them.
         accesses: the permissions on the resource that the caller needs, all of them.
         call: the call of the service's own that it answers, whose permission the caller needs.
         offers: the media types of the response, the default first; empty for a response without a body.
@@ -49,7 +51,7 @@ class Endpoint:
     """
 
     handler: Callable[[ContractRequest], Awaitable[Response]]
-    resource: AnyResource | None = None
+    resource: AnyResource | AnyStream | None = None
     accesses: tuple[Access, ...] = ()
     call: AnyCall | None = None
     offers: tuple[MediaType, ...] = (JSON,)
@@ -147,6 +149,7 @@ class ContractRouter(BaseRoute):
         self.path_items: dict[str, PathItem] = {}
         self._records: dict[str, PathItem] = {}
         self._undeletes: dict[str, PathItem] = {}
+        self._appends: dict[str, PathItem] = {}
         self._natural: set[str] = set()
 
     def __repr__(self) -> str:
@@ -173,6 +176,12 @@ class ContractRouter(BaseRoute):
     def add_undelete(self, resource: AnyResource, endpoint: Endpoint) -> None:
         """Add the endpoint that undoes a soft delete of the resource's records."""
         self._undeletes[resource.name] = self.add(f"{resource.path}/{{id}}{UNDELETE}", "POST", endpoint)
+
+    def add_stream(self, stream: AnyStream, *, read: Endpoint, append: Endpoint) -> None:
+        """Add the endpoints of one stream of a kind, whose ids are natural keys."""
+        self._records[stream.name] = self.add(f"{stream.path}/{{id}}", "GET", read)
+        self._appends[stream.name] = self.add(f"{stream.path}/{{id}}{APPEND}", "POST", append)
+        self._natural.add(stream.name)
 
     def matches(self, scope: Any) -> tuple[Match, Any]:
         """Return whether the contract has the path, and whether the path has the method."""
@@ -219,6 +228,8 @@ class ContractRouter(BaseRoute):
         natural = name in self._natural
         if record_id.endswith(UNDELETE) and name in self._undeletes and (method == "POST" or not natural):
             return self._undeletes[name], record_id.removesuffix(UNDELETE)
+        if record_id.endswith(APPEND) and name in self._appends and method == "POST":
+            return self._appends[name], record_id.removesuffix(APPEND)
         if "/" in record_id and not natural:
             return None, ""
         return self._records.get(name), record_id

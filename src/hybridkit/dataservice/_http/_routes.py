@@ -1,6 +1,6 @@
 """The contract's routes, made from the declared resources and calls. They reach the database through `Store` only."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -18,15 +18,21 @@ from hybridkit.dataservice._http._query_routes import QueryRoutes
 from hybridkit.dataservice._http._record_routes import RecordRoutes
 from hybridkit.dataservice._http._requests import ContractRequest
 from hybridkit.dataservice._http._router import ContractMiddleware, ContractRouter
+from hybridkit.dataservice._http._streams._routes import StreamRoutes
 from hybridkit.dataservice._http._transact_route import TransactRoute
 
 if TYPE_CHECKING:
     from hybridkit.dataservice._http._callers import Callers
 from hybridkit.resources._resource import AnyCall
+from hybridkit.streams._stream import AnyStream
 
 
 def add_routes(
-    app: FastAPI, bodies: Mapping[str, RequestBodies], calls: Mapping[AnyCall, CallHandler] | None = None
+    app: FastAPI,
+    bodies: Mapping[str, RequestBodies],
+    calls: Mapping[AnyCall, CallHandler] | None = None,
+    *,
+    streams: Collection[AnyStream] = (),
 ) -> None:
     """Add all routes under `/v1` and their OpenAPI document, and let `/ready` refuse the callers that they refuse.
 
@@ -36,9 +42,11 @@ def add_routes(
         app: the application, which may have other routes, also under `/v1`.
         bodies: the request bodies of each resource, by its name.
         calls: the service's own calls with their handlers.
+        streams: the kinds of streams.
 
     Raises:
-        DeclarationError: a call doesn't fit the resources or its handler.
+        DeclarationError: a call doesn't fit the resources or its handler, or a stream has the name of another stream or
+            a resource.
     """
     calls = calls or {}
     check_calls(calls, bodies)
@@ -50,7 +58,10 @@ def add_routes(
     own = [CallRoute(call, handler) for call, handler in calls.items()]
     for call in own:
         call.add_to(router)
-    TransactRoute(bodies).add_to(router)
+    named = {stream.name: stream for stream in streams}
+    for stream in streams:
+        StreamRoutes(stream).add_to(router)
+    TransactRoute(bodies, named).add_to(router)
     app.router.routes.insert(0, router)
     app.user_middleware.append(Middleware(ContractMiddleware, router=router))  # the innermost one
     for other in app.router.routes:

@@ -11,7 +11,9 @@ from hybridkit.dataservice._http._perform import perform
 from hybridkit.dataservice._http._requests import ContractRequest, read_object, without_times
 from hybridkit.dataservice._http._responses import BytesResponse, json_response, replay_headers
 from hybridkit.dataservice._http._router import ContractRouter, Endpoint
+from hybridkit.dataservice._http._streams._bodies import check_appendable, read_appends
 from hybridkit.errors import NotSupportedError
+from hybridkit.streams._stream import AnyStream
 
 TRANSACT_PATH: Final = "/v1:transact"
 
@@ -21,6 +23,7 @@ _ACCESSES: Final[Mapping[str, tuple[Access, ...]]] = {
     "update": ("update",),
     "upsert": ("create", "update"),
     "delete": ("delete",),
+    "append": ("append",),
 }
 
 
@@ -29,10 +32,14 @@ class TransactRoute:
 
     Args:
         bodies: the request bodies of each resource, by its name.
+        streams: the kinds of streams, by their names.
     """
 
-    def __init__(self, bodies: Mapping[str, RequestBodies]) -> None:
+    def __init__(
+        self, bodies: Mapping[str, RequestBodies], streams: Mapping[str, AnyStream] | None = None
+    ) -> None:
         self._bodies = bodies
+        self._streams = streams or {}
 
     def __repr__(self) -> str:
         return f"TransactRoute({sorted(self._bodies)})"
@@ -50,10 +57,13 @@ class TransactRoute:
         self._check_accesses(callers, request.caller, transaction)
         if transaction.emit and not request.app.state.can_emit:
             raise NotSupportedError("this data service has no broker, so nothing would publish the events")
+        appends = read_appends(transaction, members, self._streams)
+        check_appendable(request, appends.values())
         operations = read_operations(transaction, self._bodies)
         outcome = await perform(
             request,
             operations,
+            appends=tuple(appends.values()),
             members=without_times(members),
             emit=transaction.emit,
             isolation=transaction.isolation,
@@ -61,7 +71,11 @@ class TransactRoute:
         headers = replay_headers(outcome)
         if request.preferences.minimal():
             return BytesResponse(204, b"", headers)
-        results = [result.record for result in outcome.results]
+        records, versions = iter(outcome.results), iter(outcome.versions)
+        results = [
+            {"version": next(versions)} if index in appends else next(records).record
+            for index in range(len(transaction.operations))
+        ]
         return json_response(encode_json({"results": results}), headers=headers)
 
     def _check_accesses(self, callers: Callers, caller: str, transaction: Transaction) -> None:
@@ -71,7 +85,9 @@ class TransactRoute:
             for access in _ACCESSES[operation.op]
         }
         for name, access in sorted(wanted):
-            if name in self._bodies:
+            if access == "append" and name in self._streams:
+                callers.check(caller, self._streams[name], access)
+            elif access != "append" and name in self._bodies:
                 callers.check(caller, self._bodies[name].resource, access)
         for emission in transaction.emit:
             callers.check_emission(caller, emission)

@@ -16,9 +16,15 @@ from hybridkit.context import current
 from hybridkit.contract import Emission  # noqa: TC001 - the attribute's type, for whoever reads it
 from hybridkit.dataservice._memory._aggregations import aggregated
 from hybridkit.dataservice._memory._filters import Ordering, fits
+from hybridkit.dataservice._memory._streams import MemoryStreams
 from hybridkit.dataservice._memory._table import MemoryTable, Row, Unique
 from hybridkit.dataservice._store._in_flight import InFlight
-from hybridkit.dataservice._store._kept_outcomes import decode_outcome, encode_outcome, result_of
+from hybridkit.dataservice._store._kept_outcomes import (
+    decode_outcome,
+    encode_outcome,
+    kept_versions,
+    result_of,
+)
 from hybridkit.dataservice._store._keys import replayed, retention_of
 from hybridkit.dataservice._store._operations import CallAnswer, CallWork, Outcome, Result, Write
 from hybridkit.dataservice._store._protocol import (
@@ -36,6 +42,7 @@ from hybridkit.errors import (
 )
 from hybridkit.resources import Aggregation, Filter, Query
 from hybridkit.resources._resource import AnyResource
+from hybridkit.streams._stream import AnyStream
 
 PIECE_RECORDS: Final = 100
 
@@ -55,11 +62,13 @@ class MemoryStore:
         resources: the collections.
         unique: by resource, the fields (or tuples of fields) whose values only one record may have.
         references: by resource, the fields that are the id of another resource's record.
+        streams: the kinds of streams.
         has_transactions: whether a write may have several operations; without them it refuses such a write, as some
             servers of MongoDB do.
 
     Attributes:
         emitted: the events and commands of all writes, in commit order.
+        streams: the streams of events.
     """
 
     outbox = None
@@ -70,8 +79,10 @@ class MemoryStore:
         *,
         unique: Mapping[AnyResource, Iterable[Unique]] | None = None,
         references: Mapping[AnyResource, Mapping[str, AnyResource]] | None = None,
+        streams: Iterable[AnyStream] = (),
         has_transactions: bool = True,
     ) -> None:
+        self.streams = MemoryStreams(streams, self._kept)
         self.emitted: list[Emission] = []
         self._tables = {
             resource.name: MemoryTable(resource, (unique or {}).get(resource, ())) for resource in resources
@@ -158,7 +169,7 @@ class MemoryStore:
     async def write(self, write: Write) -> Outcome:
         """Do all operations of the write or none, once per caller and key; a service's own call gets this store."""
         current().check_deadline()
-        if not self._has_transactions and (write.dry_run or len(write.operations) > 1):
+        if not self._has_transactions and (write.dry_run or len(write.operations) + len(write.appends) > 1):
             raise TransactionsUnavailableError("this data service writes one record at a time")
         if write.dry_run:
             return await self._write(write)
@@ -182,12 +193,17 @@ class MemoryStore:
                 table = self._tables[reference.resource]
                 row = table.find(table.resource.kept_id(reference.id))
             results.append(result_of(reference, None if row is None else row.document()))
-        return Outcome(tuple(results), replayed=True, reread=True)
+        return Outcome(tuple(results), replayed=True, reread=True, versions=kept_versions(kept))
+
+    def _kept(self, caller: str, key: str) -> bytes | None:
+        """Return what a key keeps, if it was used."""
+        done = self._done.get((caller, key))
+        return None if done is None else done.outcome
 
     async def _write(self, write: Write) -> Outcome:
         async with self._turn:
             before = {name: dict(table.rows) for name, table in self._tables.items()}
-            emitted = len(self.emitted)
+            emitted, streams = len(self.emitted), self.streams.mark()
             committed = False
             try:
                 outcome = await self._do(write)
@@ -200,20 +216,23 @@ class MemoryStore:
             finally:
                 if not committed:
                     del self.emitted[emitted:]
+                    self.streams.restore(streams)
                     for name, rows in before.items():
                         self._tables[name].rows = rows
 
     async def _do(self, write: Write) -> Outcome:
+        appended = [self.streams.append(each, caller=write.caller) for each in write.appends]
         results = tuple(
             self._tables[operation.resource.name].apply(operation) for operation in write.operations
         )
-        answer, emit = b"", write.emit
+        answer = b""
+        emit = (*write.emit, *(each for _, emissions in appended for each in emissions))
         if write.call is not None:
             called = await self._call(write.call)
             answer, emit = called.body, (*emit, *called.emit)
         known = {emission.event_id for emission in self.emitted}
         self.emitted += [emission for emission in emit if emission.event_id not in known]
-        return Outcome(results, answer=answer)
+        return Outcome(results, answer=answer, versions=tuple(version for version, _ in appended))
 
     async def _call(self, work: CallWork) -> CallAnswer:
         """Run a service's own call within the deadline, as a database would."""

@@ -46,6 +46,8 @@ class MongoStore(MongoReader):
         outbox: the outbox in the same database.
     """
 
+    streams = None
+
     def __init__(
         self,
         database: AsyncDatabase[StoredDocument],

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from hybridkit.codec import encode_json, format_timestamp
 from hybridkit.contract import Emission
+from hybridkit.contract._operations import StreamEmission
 
 PARTITIONS: Final = 16
 """The number of partitions, and so of replicas that can publish at a time; a power of two."""
@@ -69,6 +70,8 @@ def envelope_of(emission: Emission, *, service: str) -> bytes:
     }
     if emission.version != 1:
         wire["version"] = emission.version
+    if isinstance(emission, StreamEmission):
+        wire["stream_version"] = emission.stream_version
     return encode_json(wire)
 
 

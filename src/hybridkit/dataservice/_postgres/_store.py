@@ -15,6 +15,7 @@ from hybridkit.dataservice._postgres._driver._pool import Pool
 from hybridkit.dataservice._postgres._outbox import PostgresOutbox
 from hybridkit.dataservice._postgres._reader import PostgresReader
 from hybridkit.dataservice._postgres._schema import History, histories_of, migrate, missing_revisions
+from hybridkit.dataservice._postgres._streams._table import StreamTable
 from hybridkit.dataservice._postgres._table import ResourceTable
 from hybridkit.dataservice._postgres._writer import PostgresWriter
 from hybridkit.dataservice._store._operations import Outcome, Write
@@ -38,6 +39,8 @@ class PostgresStore(PostgresReader):
         tables: the tables by their resource's name.
         histories: the histories whose newest revisions the database must have.
     """
+
+    streams = None
 
     def __init__(
         self,
@@ -107,6 +110,7 @@ async def open_postgres_store(
     url: str,
     tables: Mapping[str, ResourceTable],
     *,
+    streams: Mapping[str, StreamTable] | None = None,  # noqa: ARG001 - soon
     name: str,
     pool_size: int = POOL_SIZE,
     migrations: Path | str | None = None,
@@ -117,6 +121,7 @@ async def open_postgres_store(
     Args:
         url: `postgresql://user:password@host:5432/name`.
         tables: the tables by their resource's name.
+        streams: the tables of streams by the stream's name.
         name: the service's name, for `pg_stat_activity`.
         pool_size: the largest number of connections for requests.
         migrations: the folder with the service's revisions; without one its tables are left as they are.

@@ -1,6 +1,7 @@
 """The outcome that an idempotency key keeps, in one form for every store.
 
-The first bytes tell three kinds apart: a list of records as they were; an object with the answer of a service's own
+The versions of appends to streams come first (`versions`), around what is kept of the rest. The first bytes tell three
+kinds of that apart: a list of records as they were; an object with the answer of a service's own
 call (`answer`); an object with ids and entity tags (`records`), by which the records of a large outcome are read again.
 They are also all that an answer without a body needs.
 """
@@ -16,6 +17,8 @@ MAX_KEPT_BYTES: Final = 64 * 1024
 """The size up to which a key keeps records. A document of MongoDB has up to twenty outcomes beside its record: of its
 16 MiB they take at most 1.25."""
 _ANSWER: Final = b'{"answer":'
+_VERSIONS: Final = b'{"versions":'
+_REST: Final = b',"rest":'
 
 
 class Reference(NamedTuple):
@@ -36,6 +39,24 @@ class Reference(NamedTuple):
 
 def encode_outcome(write: Write, outcome: Outcome) -> bytes:
     """Return what the key of the write keeps: the outcome, or references to the records of a large or minimal one."""
+    rest = _encode_rest(write, outcome)
+    return _VERSIONS + encode_json(outcome.versions) + _REST + rest + b"}" if outcome.versions else rest
+
+
+def kept_versions(kept: bytes) -> tuple[int, ...]:
+    """Return the versions that the appends of a kept outcome have reached, in their order."""
+    return _without_versions(kept)[0]
+
+
+def _without_versions(kept: bytes) -> tuple[tuple[int, ...], bytes]:
+    """Return the versions of the appends, and what is kept of the rest."""
+    if not kept.startswith(_VERSIONS):
+        return (), kept
+    versions, _, rest = kept[len(_VERSIONS) : -1].partition(_REST)
+    return tuple(read_document(versions)), rest
+
+
+def _encode_rest(write: Write, outcome: Outcome) -> bytes:
     if write.call is not None:
         return _ANSWER + outcome.answer + b"}"
     if not write.minimal:
@@ -60,13 +81,17 @@ def decode_outcome(kept: bytes, write: Write) -> Outcome | list[Reference | None
         kept: by the key.
         write: the repeated write; for one whose answer has no body, the references are the outcome.
     """
-    if kept.startswith(_ANSWER):
-        return Outcome((), replayed=True, answer=kept[len(_ANSWER) : -1])
-    found: dict[str, list[Any]] | list[Any] = read_document(kept)
+    versions, rest = _without_versions(kept)
+    if rest.startswith(_ANSWER):
+        return Outcome((), replayed=True, answer=rest[len(_ANSWER) : -1])
+    found: dict[str, list[Any]] | list[Any] = read_document(rest)
     if isinstance(found, dict):
         references = [entry and Reference(*entry) for entry in found["records"]]
-        return Outcome(tuple(map(_named, references)), replayed=True) if write.minimal else references
-    return Outcome(tuple(Result(record, created) for record, created in found), replayed=True)
+        if not write.minimal:
+            return references
+        return Outcome(tuple(map(_named, references)), replayed=True, versions=versions)
+    results = tuple(Result(record, created) for record, created in found)
+    return Outcome(results, replayed=True, versions=versions)
 
 
 def result_of(reference: Reference | None, record: Document | None) -> Result:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from hybridkit.contract import Emission
+from hybridkit.dataservice._store._streams import StreamAppend
 from hybridkit.resources import Filter
 from hybridkit.resources._resource import AnyResource
 
@@ -147,6 +148,7 @@ class Write:
         key: the idempotency key.
         fingerprint: of the request; another one under the same key is another request.
         operations: in the order in which they are done.
+        appends: to streams, done before the operations; both are one transaction.
         call: a service's own call, instead of operations.
         emit: events and commands for the outbox.
         isolation: of the database transaction.
@@ -158,6 +160,7 @@ class Write:
     key: str
     fingerprint: bytes
     operations: tuple[Operation, ...] = ()
+    appends: tuple[StreamAppend, ...] = ()
     call: CallWork | None = None
     emit: tuple[Emission, ...] = ()
     isolation: Literal["read_committed", "repeatable_read", "serializable"] = "read_committed"
@@ -187,12 +190,14 @@ class Outcome:
         replayed: whether the write was done before under this key; the results are those of then.
         reread: whether the outcome was too large to be kept: the records are those of now, None for one gone since.
         answer: of a service's own call, as JSON.
+        versions: one per append, in the same order: the version of its last event.
     """
 
     results: tuple[Result, ...]
     replayed: bool = False
     reread: bool = False
     answer: bytes = b""
+    versions: tuple[int, ...] = ()
 
 
 def merge_patch(target: Any, patch: Any) -> Any:

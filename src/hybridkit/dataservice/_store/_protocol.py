@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 from hybridkit.contract import MAX_PAGE_BYTES
 from hybridkit.dataservice._outbox._protocol import Outbox
 from hybridkit.dataservice._store._operations import CallWork, Outcome, Write
+from hybridkit.dataservice._store._streams import Streams
 from hybridkit.errors import AnswerTooLargeError
 from hybridkit.resources import Aggregation, Filter, Query
 from hybridkit.resources._resource import AnyResource
@@ -104,6 +105,11 @@ class Store(Protocol):
     @property
     def outbox(self) -> Outbox | None:
         """The events that wait to be published; None where the database can't keep them with the records."""
+        ...
+
+    @property
+    def streams(self) -> Streams | None:
+        """The streams of events; None where the database can't keep them."""
         ...
 
     async def get(self, resource: AnyResource, record_id: Any) -> EncodedRecord | None:

@@ -17,6 +17,7 @@ from hybridkit.observability._metrics._page import render_metrics as render_metr
 from hybridkit.observability._metrics._process import ProcessMetrics
 from hybridkit.observability._metrics._sampling import sampled as sampled
 from hybridkit.observability._metrics._sampling import take_samples as take_samples
+from hybridkit.observability._metrics._streams import StreamMetrics
 from hybridkit.observability._metrics._telegram import TelegramMetrics
 
 
@@ -29,6 +30,7 @@ class Metrics(
     TelegramMetrics,
     CoordinationMetrics,
     JobMetrics,
+    StreamMetrics,
     ProcessMetrics,
 ):
     """All metrics of hybridkit, each as an attribute: `metrics.events_published.labels(…).inc()`."""

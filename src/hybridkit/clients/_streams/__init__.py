@@ -1,0 +1,1 @@
+"""Streams for clients: append, load, decide, read the log."""

@@ -1,0 +1,1 @@
+"""The routes of streams: append, one stream, the log."""
