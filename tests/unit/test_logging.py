@@ -500,3 +500,53 @@ def test_an_applications_own_configuration_is_followed() -> None:
         log.info("theirs")
     assert [line["event"] for line in lines] == ["theirs"]
     assert repr(log) == "get_logger('tests.logging')"
+
+
+def test_processors_that_an_application_adds_later_see_every_line(lines: Lines) -> None:
+    """They may be put into structlog's configuration after `configure_logging`, even in place."""
+    log.info("before")
+    seen: list[Any] = []
+
+    def watch(_: Any, __: str, event: Any) -> Any:
+        seen.append(event["event"])
+        return event
+
+    structlog.get_config()["processors"].insert(0, watch)
+    log.info("seen")
+    structlog.get_config()["processors"].remove(watch)
+    log.info("after")
+    assert seen == ["seen"]
+    assert [line["message"] for line in lines.all()] == ["before", "seen", "after"]
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_line_is_the_same_whichever_way_it_takes(
+    log_format: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The short way past structlog writes what the long way writes, secrets masked, values of any kind in place."""
+    configure(log_format=log_format)
+    monkeypatch.setattr("hybridkit.observability._logging._timestamp", lambda: "2026-01-01T00:00:00.000Z")
+    structlog.contextvars.bind_contextvars(plan="free", tenant="acme")
+    values: dict[str, Any] = {
+        "http.request.method": "GET",
+        "http.response.status_code": 200,
+        "http": {"version": "1.1"},
+        "client.ip": "nowhere",
+        "url.path": 7,
+        "user.id": "ann",
+        "token": "Bearer abcdefghijk",
+        "nested": [{"a": 1}],
+        "plan": "paid",
+        "labels": {"a.b": 1},
+    }
+    written: list[str] = []
+    with bind(RequestContext(request_id="r-1", user_id="bob")):
+        for logger in (log, structlog.get_logger("tests.logging")):
+            logger.info("GET /x?token=abc", **values)
+            logger.warning("kept", exc_info=ValueError("no"))
+            logger.debug("not written")
+            written.append(capsys.readouterr().out)
+    structlog.contextvars.clear_contextvars()
+    assert written[0] == written[1]
+    assert "abcdefghijk" not in written[0]
+    assert written[0].count("acme") == 2

@@ -75,20 +75,19 @@ from hybridkit.settings import EdgeSettings, RedisSettings, ServiceSettings
 try:
     from fastapi import FastAPI, Request, Response
     from fastapi.exceptions import RequestValidationError
-    from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
     from starlette.types import ASGIApp
 
     from hybridkit.adapters._http._keyed_routes import claims_after_dependencies, is_routed, reads_body
     from hybridkit.adapters._http._openapi import complete_document, name_apart, operation_id
-    from hybridkit.adapters._http._own_routes import add_own_routes, hide_documents
     from hybridkit.adapters._http._required_key import (
         IdempotencyKey,
         describe_required_keys,
         is_missing_key,
         require_idempotency_key,
     )
+    from hybridkit.adapters._http._routing import add_own_routes, shorten
     from hybridkit.adapters._http._web_sessions import SessionCookies, WebSession
     from hybridkit.adapters._security._documents import describe_security
     from hybridkit.adapters._security._middleware import SecurityMiddleware
@@ -220,7 +219,6 @@ def create_app(
         generate_unique_id_function=operation_id,
     )
     app.state.is_internal = internal
-    hide_documents(app)
     app.state.settings_class = settings_class
     app.state.localization = localization or (None if internal else Localization())
     app.add_exception_handler(HTTPException, _answer_http_exception)
@@ -259,17 +257,21 @@ class _Api(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request or the lifespan; a request without FastAPI's own telemetry, as it has a span already."""
-        if scope["type"] == "http":
-            if self.root_path:
-                scope["root_path"] = self.root_path
-            localization: Localization | None = self.state.localization
-            if localization is None:
-                await Starlette.__call__(self, scope, receive, send)
-                return
-            with bind_translator(RequestLanguage(localization, scope, response_headers=RESPONSE_HEADERS)):
-                await Starlette.__call__(self, scope, receive, send)
-        else:
+        if scope["type"] != "http":
             await super().__call__(scope, receive, send)
+            return
+        scope["app"] = self
+        if self.root_path:
+            scope["root_path"] = self.root_path
+        stack = self.middleware_stack
+        if stack is None:
+            stack = self.middleware_stack = self.build_middleware_stack()
+        localization: Localization | None = self.state.localization
+        if localization is None:
+            await stack(scope, receive, send)
+            return
+        with bind_translator(RequestLanguage(localization, scope, response_headers=RESPONSE_HEADERS)):
+            await stack(scope, receive, send)
 
     def build_middleware_stack(self) -> ASGIApp:
         self.user_middleware.sort(key=lambda each: cast("Any", each.cls) is not RequestContextMiddleware)
@@ -277,6 +279,7 @@ class _Api(FastAPI):
         stack: Any = super().build_middleware_stack()
         while not isinstance(stack, RequestContextMiddleware):
             stack = stack.app
+        shorten(stack)
         return cast("ASGIApp", stack)
 
     def openapi(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ An index with the schema's template and `dynamic: strict` refuses a line with an
 type: https://www.elastic.co/docs/reference/ecs/ecs-field-reference
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from ipaddress import ip_address
@@ -79,26 +79,6 @@ def flattened(name: str, value: object) -> Iterator[tuple[str, object]]:
         yield name, value
 
 
-def fits(name: str, value: object) -> bool:
-    """Return whether the schema has this name, and its type takes this value."""
-    match FIELDS.get(name):
-        case None | "object":
-            return False
-        case "long":
-            return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
-        case "float":
-            return isinstance(value, int | float) and not isinstance(value, bool)
-        case "date":
-            return isinstance(value, datetime) or (isinstance(value, str) and _is_date(value))
-        case "ip":
-            return isinstance(value, str) and _is_ip(value)
-        case "match_only_text" | "wildcard":
-            return isinstance(value, str)
-        case _:  # keyword
-            values = cast("Sequence[object]", value) if isinstance(value, list | tuple) else (value,)
-            return all(isinstance(each, str) for each in values)
-
-
 @lru_cache(maxsize=1024)
 def _is_ip(text: str) -> bool:
     try:
@@ -114,3 +94,31 @@ def _is_date(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _are_texts(value: object) -> bool:
+    values = cast("Sequence[object]", value) if isinstance(value, list | tuple) else (value,)
+    return all(isinstance(each, str) for each in values)
+
+
+_FITTING: Final[Mapping[EcsType, Callable[[Any], bool]]] = {
+    "date": lambda value: isinstance(value, datetime) or (isinstance(value, str) and _is_date(value)),
+    "float": _is_number,
+    "ip": lambda value: isinstance(value, str) and _is_ip(value),
+    "keyword": lambda value: isinstance(value, str) or _are_texts(value),
+    "long": lambda value: _is_number(value) and isinstance(value, int) and abs(value) < 2**63,
+    "match_only_text": lambda value: isinstance(value, str),
+    "object": lambda _: False,
+    "wildcard": lambda value: isinstance(value, str),
+}
+_TESTS: Final = {name: _FITTING[type_] for name, type_ in FIELDS.items()}
+
+
+def fits(name: str, value: object) -> bool:
+    """Return whether the schema has this name, and its type takes this value."""
+    test = _TESTS.get(name)
+    return test is not None and test(value)

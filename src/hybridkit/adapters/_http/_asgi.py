@@ -104,6 +104,7 @@ class RequestContextMiddleware:
         self.streams = streams or EventStreams()
         self.edge = edge or Edge(internal=internal)
         self.answer_error = answer_error
+        self.handle_failure: FailureHandler | None = None
         self.deadlines = Deadlines()
         # An external caller's claim to act for a user is not believed.
         self._context_headers = (*_CONTEXT_HEADERS, USER_ID_HEADER) if internal else _CONTEXT_HEADERS
@@ -429,6 +430,14 @@ class _RequestCycle:
 
     async def _replace(self, error: Exception) -> None:
         self._sent_status = self._buffered = None
+        try:
+            handle = self.middleware.handle_failure
+            if handle is not None and await handle(self.scope, self.receive, self.send, error):
+                _log_failure(error, "request failed", is_expected=False)
+                await self._flush()
+                return
+        except Exception as another:  # noqa: BLE001 - a failure of the application's handler
+            error = another
         try:
             answer = self.middleware.answer_error
             is_answered = answer is not None and await answer(self.scope, self.receive, self.send, error)
