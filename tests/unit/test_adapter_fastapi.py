@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from structlog.testing import capture_logs
 
 from hybridkit.adapters import _running
-from hybridkit.adapters.dependencies import Context, Postgres
+from hybridkit.adapters.dependencies import Context
 from hybridkit.adapters.fastapi import api_lifespan, create_app
 from hybridkit.context import bind, current
 from hybridkit.errors import MisuseError, RateLimitedError, UnavailableError, UniqueViolationError
@@ -129,7 +129,7 @@ async def test_errors_are_problems_with_what_a_client_needs(app: FastAPI) -> Non
     assert taken.headers["content-type"] == "application/problem+json"
     assert taken.json() == {
         "type": "about:blank",
-        "title": "UniqueViolation",
+        "title": "Value already taken",
         "status": 409,
         "detail": "another order has this number",
         "instance": "/taken",
@@ -187,8 +187,9 @@ async def test_only_our_own_services_are_told_why_something_failed(internal: boo
     """External callers get the status and the code without the detail."""
     application = create_app(Settings, title="Test", internal=internal)
 
-    @application.get("/unprovided")
-    async def unprovided(postgres: Postgres) -> None: ...
+    @application.get("/mistaken")
+    async def mistaken() -> None:
+        raise MisuseError("the shop has no till")
 
     @application.get("/down")
     async def down() -> None:
@@ -196,10 +197,10 @@ async def test_only_our_own_services_are_told_why_something_failed(internal: boo
 
     with capture_logs() as lines:
         async with serving(application) as client:
-            mistake, outage = await client.get("/unprovided"), await client.get("/down")
+            mistake, outage = await client.get("/mistaken"), await client.get("/down")
     assert (mistake.status_code, mistake.json()["code"]) == (500, "MISUSE")
     assert (outage.status_code, outage.json()["retryable"], outage.headers["retry-after"]) == (503, True, "2")
-    assert ("nothing provides PostgresDataClient" in mistake.json()["detail"]) is internal
+    assert ("no till" in mistake.json()["detail"]) is internal
     assert ("10.0.0.3" in outage.json()["detail"]) is internal
     assert [line["log_level"] for line in lines if line["event"] == "request failed"] == ["error", "warning"]
 

@@ -318,12 +318,21 @@ async def open_application(resources: ServiceResources, lifespan: Lifespan | Non
     if lifespan is None:
         return
     provides = await resources.open("application", lambda: lifespan(resources))
+    provide_yielded(resources, provides or {})
+
+
+def provide_yielded(resources: ServiceResources, yielded: Mapping[Any, object]) -> None:
+    """Provide what an application's lifespan has yielded.
+
+    Raises:
+        DeclarationError: it has a key that is not a type, or a type that has a provider.
+    """
     # Handlers ask by type, so a key of another kind would never be found.
-    if named := [key for key in provides or () if not _is_type(key)]:
+    if named := [key for key in yielded if not _is_type(key)]:
         raise DeclarationError(
             f"the lifespan yields {', '.join(map(repr, named))}; handlers ask by type, as in `{{Mailer: mailer}}`"
         )
-    for type_, value in (provides or {}).items():
+    for type_, value in yielded.items():
         resources.provide(type_, value)
 
 

@@ -7,47 +7,53 @@ async def on_created(event: UserCreated, mongo: Mongo) -> None: ...             
 ```
 
 FastAPI injects parameters marked with `Depends`, so the aliases carry one where FastAPI is installed. The other kinds
-of process ignore it, and accept the bare class as well.
+of process ignore it, and accept the bare class as well. `Provided[X]` is the alias of everything else that has a
+provider: the settings, and what the application's own `lifespan=` yields.
+
+```python
+async def quote(settings: Provided[Settings], mailer: Provided[Mailer]) -> Quote: ...
+```
+
+In the tests of an API `app.dependency_overrides` takes the type as the key: `{Mailer: lambda: recorded}`.
 """
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from hybridkit.adapters.localization import Translator, translator
+from hybridkit.adapters.localization import Translator
 from hybridkit.clients import MongoDataClient, PostgresDataClient
-from hybridkit.context import RequestContext, current
+from hybridkit.context import RequestContext
 from hybridkit.coordination import Redis as RedisClient
-from hybridkit.errors import DeclarationError
 from hybridkit.messaging import RobustPublisher
 
-if TYPE_CHECKING:
-    from hybridkit.lifespan import ServiceResources
-
-__all__ = ["Context", "Mongo", "Postgres", "Publisher", "Redis", "Texts"]
+__all__ = ["Context", "Mongo", "Postgres", "Provided", "Publisher", "Redis", "Texts"]
 
 
-def _marker(type_: type) -> Any:
+def _marker(type_: Any) -> Any:
     """Return a `Depends` for what the running application has of a type, or None without FastAPI."""
     try:
         from fastapi import Depends  # noqa: PLC0415  # optional, and its absence is no error here
-        from starlette.requests import HTTPConnection  # noqa: PLC0415
+
+        from hybridkit.adapters._provided import ProvidedByType  # noqa: PLC0415
     except ImportError:
         return None
+    return Depends(ProvidedByType(type_))
 
-    async def provide(connection: HTTPConnection) -> object:  # a plain function would run in a thread
-        if type_ is RequestContext:
-            return current()
-        if type_ is Translator:
-            return translator()
-        resources: ServiceResources = connection.app.state.resources
-        if type_ not in resources.providers:
-            raise DeclarationError(
-                f"nothing provides {type_.__name__} here: the settings class of the application has to name it"
-                " (ApiSettings has everything), and outside of development a data service's URL has to be set"
-                " (POSTGRES_SERVICE_URL, MONGO_SERVICE_URL)"
-            )
-        return resources.providers[type_]
 
-    return Depends(provide)
+if TYPE_CHECKING:
+    type Provided[T] = T
+else:
+
+    class Provided:
+        """A parameter that is filled with what the process provides of a type, in every kind of process.
+
+        That is the settings (by their class or a base class of it), a resource such as `IdempotencyGuard`, and what the
+        application's own `lifespan=` yields by its type: `Provided[Mailer]`. FastAPI would read a bare `Mailer` from
+        the request's body, or refuse it; `create_app` does not start with one that would be read from there.
+        """
+
+        def __class_getitem__(cls, type_: Any) -> Any:
+            """Return the annotation of a parameter of this type."""
+            return Annotated[type_, _marker(type_)]
 
 
 Postgres = Annotated[PostgresDataClient, _marker(PostgresDataClient)]

@@ -50,7 +50,7 @@ from hybridkit.adapters._http._problems import (
 from hybridkit.adapters._http._texts import TextMiddleware
 from hybridkit.adapters._languages._problems import localized, validation_message
 from hybridkit.adapters._languages._requests import RequestLanguage
-from hybridkit.adapters._running import open_resources, run_process
+from hybridkit.adapters._running import open_resources, provide_yielded, run_process
 from hybridkit.adapters._server import serve
 from hybridkit.adapters.localization import Localization, bind_translator
 from hybridkit.codec import encode_json
@@ -89,6 +89,7 @@ try:
     )
     from hybridkit.adapters._http._routing import add_own_routes, shorten
     from hybridkit.adapters._http._web_sessions import SessionCookies, WebSession
+    from hybridkit.adapters._route_parameters import check_parameters
     from hybridkit.adapters._security._documents import describe_security
     from hybridkit.adapters._security._middleware import SecurityMiddleware
     from hybridkit.adapters._security._rate_limits import (
@@ -172,7 +173,9 @@ def create_app(
             it, as tests do.
         title: the title in the OpenAPI document.
         version: the version in the OpenAPI document.
-        lifespan: a context manager of the application, entered when the resources are open.
+        lifespan: a context manager of the application, entered when the resources are open. What it yields by type, as
+            in `yield {Mailer: mailer}`, routes get as `Provided[Mailer]`; by name, as in `{"mailer": mailer}`, it is
+            the state of Starlette (`request.state.mailer`).
         internal: whether the callers are our own services: their `X-User-ID` is believed, and they are told why
             something failed.
         body_limits: the limits of request bodies in bytes, by the path that a URL begins with, such as
@@ -187,6 +190,8 @@ def create_app(
 
     Raises:
         DeclarationError: a path of a body limit or a timeout does not begin with a slash, or the value is not positive.
+            At the start: a route would read from the request what the application provides by type, such as settings,
+            or asks for a type that nothing provides; a data client without an address fails the request.
     """
 
     @asynccontextmanager
@@ -199,9 +204,12 @@ def create_app(
             async with (
                 api_lifespan(app, settings) as resources,
                 _secured(security, settings, resources),
-                inner as state,
+                inner as yielded,
             ):
                 check_policies(app, security, own)
+                provided, state = _split(yielded)
+                provide_yielded(resources, provided)
+                check_parameters(app, provided, resources.providers)
                 app.state.limiter = default_limiter(settings, resources.providers.get(Redis))
                 resources.started()
                 yield state
@@ -345,6 +353,15 @@ def run_api(app: FastAPI, *, workers: int = 1) -> None:
         run_workers(app, workers)
     else:
         run_process(app.state.settings_class, partial(serve, app))
+
+
+def _split(yielded: object) -> tuple[dict[Any, object], object]:
+    """Return what a lifespan has yielded by type, and what is left of it for Starlette."""
+    if not isinstance(yielded, Mapping):
+        return {}, yielded
+    found = cast("Mapping[Any, object]", yielded)
+    named = {key: value for key, value in found.items() if isinstance(key, str)}
+    return {key: value for key, value in found.items() if not isinstance(key, str)}, named or None
 
 
 def _secured(
