@@ -11,6 +11,7 @@ import builtins
 import functools
 import inspect
 from collections.abc import Callable, Container, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeAliasType, get_args, get_origin
 
@@ -133,7 +134,9 @@ def _namespace(function: Callable[..., Any]) -> Mapping[str, Any]:
     inner = inspect.unwrap(inner)
     found: dict[str, Any] = dict(getattr(inner, "__globals__", {}))
     if inspect.isfunction(inner):
-        found.update(inspect.getclosurevars(inner).nonlocals)
+        for name, cell in zip(inner.__code__.co_freevars, inner.__closure__ or (), strict=True):
+            with suppress(ValueError):  # a name that its function sets later, as another one that it defines
+                found[name] = cell.cell_contents
     return found
 
 

@@ -145,7 +145,9 @@ async def test_our_own_tables_are_what_the_code_declares(postgres_url: str) -> N
         context = MigrationContext.configure(
             connection, opts={"compare_server_default": True, "version_table": "hk_revision"}
         )
-        return list(compare_metadata(context, SYSTEM))
+        # Alembic has the server compare two defaults, and two random numbers differ.
+        found = list(compare_metadata(context, SYSTEM))
+        return [each for each in found if each[0][:1] != ("modify_default",) or each[0][3] != "incarnation"]
 
     async with migrating_connection(postgres_url) as connection:
         assert await connection.run_sync(differences) == []

@@ -24,6 +24,7 @@ UNITS = (
     "_state",
     "_runs",
     "_connections",
+    "_sagas",
     "_info",
 )  # the last is a state: 0 or 1
 

@@ -35,6 +35,7 @@ try:
     from hybridkit.dataservice._open_outbox import open_outbox
     from hybridkit.dataservice._outbox._protocol import OutboxEntries, OutboxEntry
     from hybridkit.dataservice._outbox._relay import EventSink, Relay
+    from hybridkit.dataservice._sagas import saga_collections, saga_tables
     from hybridkit.dataservice._service import create_data_service
 except ImportError as error:
     # Either extra brings the web framework that both kinds of data service need.
@@ -70,6 +71,8 @@ __all__ = [
     "create_data_service",
     "migrate",
     "open_outbox",
+    "saga_collections",
+    "saga_tables",
     "write_revision",
 ]
 

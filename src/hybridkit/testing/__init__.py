@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hybridkit.testing._data_service import FakeDataService
     from hybridkit.testing._policies import assert_every_route_has_a_policy
     from hybridkit.testing._proxy import FaultProxy
+    from hybridkit.testing._saga_bench import GivenUp, SagaBench
     from hybridkit.testing._stack import Stack
     from hybridkit.testing._stack_environment import StackService
     from hybridkit.testing._telegram._fake import FakeTelegram
@@ -28,7 +29,9 @@ __all__ = [
     "FakeDataService",
     "FakeTelegram",
     "FaultProxy",
+    "GivenUp",
     "LimitViolation",
+    "SagaBench",
     "SentMessage",
     "Stack",
     "StackService",
@@ -50,6 +53,8 @@ _HOMES = {
     "FakeDataService": "hybridkit.testing._data_service",
     "FakeTelegram": "hybridkit.testing._telegram._fake",
     "FaultProxy": "hybridkit.testing._proxy",
+    "GivenUp": "hybridkit.testing._saga_bench",
+    "SagaBench": "hybridkit.testing._saga_bench",
     "LimitViolation": "hybridkit.testing._telegram._limits",
     "SentMessage": "hybridkit.testing._telegram._records",
     "Stack": "hybridkit.testing._stack",

@@ -9,7 +9,7 @@ async with FakeDataService({USERS, ORDERS}, unique={USERS: ["email"]}).postgres_
 import asyncio
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from hybridkit._asgi_types import ASGIApp
@@ -17,6 +17,7 @@ from hybridkit._http_server import HttpLimits, HttpRequest, HttpResponse, HttpSe
 from hybridkit.adapters.fastapi import create_app
 from hybridkit.clients import ClientPolicy, MongoDataClient, PostgresDataClient, Request, Response
 from hybridkit.clients._transports._base import StreamedResponse, read_body
+from hybridkit.codec import encode_json
 from hybridkit.contract import Emission, Problem
 from hybridkit.dataservice._http._bodies import RequestBodies
 from hybridkit.dataservice._http._callers import Callers
@@ -26,6 +27,7 @@ from hybridkit.dataservice._memory._store import MemoryStore
 from hybridkit.dataservice._memory._table import Unique
 from hybridkit.errors import HeadTooLargeError, OutcomeUnknownError, RejectedError
 from hybridkit.lifespan import ServiceResources
+from hybridkit.resources import Record, Resource
 from hybridkit.resources._resource import AnyCall, AnyResource
 from hybridkit.settings import ServiceSettings
 from hybridkit.streams._stream import AnyStream
@@ -83,6 +85,13 @@ class FakeDataService:
     def emitted(self) -> Sequence[Emission]:
         """The events and commands of all transactions, in commit order."""
         return self._store.emitted
+
+    def record[RecordT: Record[Any]](
+        self, resource: Resource[RecordT, Any, Any], id: object
+    ) -> RecordT | None:
+        """Return a record as it is now, without a request; None where there is no such record."""
+        row = self._store._table(resource).find(id)  # noqa: SLF001 - the fake's own store
+        return None if row is None else resource.record.model_validate_json(encode_json(row.document()))
 
     @property
     def transport(self) -> "FakeTransport":

@@ -29,7 +29,8 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.sql.elements import ColumnElement
 
 from hybridkit.dataservice._outbox._protocol import PARTITIONS
@@ -177,3 +178,45 @@ SECRETS: Final = Table(
     Column("value", LargeBinary, nullable=False),
 )
 """Secrets that all replicas share: the key that page tokens are signed with."""
+
+
+class SystemBase(DeclarativeBase):
+    """The base of hybridkit's own tables that are resources."""
+
+    metadata = SYSTEM
+
+
+class SagaTable(RecordColumns, SystemBase):
+    """The table of `hybridkit.sagas.SAGAS`; its columns are the fields of `NewSaga`."""
+
+    __tablename__ = "hk_sagas"
+
+    saga: Mapped[str] = mapped_column(Text())
+    key: Mapped[str] = mapped_column(Text())
+    definition: Mapped[int] = mapped_column(BigInteger())
+    started_definition: Mapped[int] = mapped_column(BigInteger())
+    status: Mapped[str] = mapped_column(Text())
+    state: Mapped[str | None] = mapped_column(Text())
+    error: Mapped[str | None] = mapped_column(Text())
+    entry: Mapped[int] = mapped_column(BigInteger())
+    wake_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    timer_id: Mapped[Any | None] = mapped_column(Uuid())
+    deadline_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    data: Mapped[Any] = mapped_column(JSONB())
+    sent: Mapped[Any] = mapped_column(JSONB())
+    undo: Mapped[Any] = mapped_column(JSONB())
+    history: Mapped[Any] = mapped_column(JSONB())
+    steps: Mapped[int] = mapped_column(BigInteger())
+    visited: Mapped[Any] = mapped_column(ARRAY(Text()))
+    notes: Mapped[Any] = mapped_column(JSONB())
+    reason: Mapped[str | None] = mapped_column(Text())
+    request_id: Mapped[str] = mapped_column(Text())
+    user_id: Mapped[str | None] = mapped_column(Text())
+    traceparent: Mapped[str | None] = mapped_column(Text())
+    ended_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+
+    __table_args__ = (
+        Index("hk_sagas_live", "saga", "status", "state", "updated_at"),
+        Index("hk_sagas_wake_at", "wake_at", postgresql_where=text("status IN ('running', 'undoing')")),
+        Index("hk_sagas_error", "saga", postgresql_where=text("error IS NOT NULL")),
+    )

@@ -1,6 +1,7 @@
 """The execution of one delivery by its handler: its parts, its context, its span and its metrics."""
 
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -15,6 +16,8 @@ from hybridkit.messaging._consuming._verdict import Settled
 from hybridkit.messaging._publishing._telemetry import process_span
 from hybridkit.observability import get_logger, is_tracing, metrics
 
+attempt_number: Final[ContextVar[int]] = ContextVar("hybridkit_attempt_number", default=1)
+"""The number of the handler's run, from 1: the saga of a handler that fails for the last time says so in its row."""
 _NO_SPAN: Final[AbstractContextManager[object]] = nullcontext()
 
 _log = get_logger(__name__)

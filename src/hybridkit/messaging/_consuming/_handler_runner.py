@@ -14,7 +14,7 @@ from typing import Any, Final, assert_never
 from hybridkit._tasks import run_isolated
 from hybridkit.context import Claim, bind
 from hybridkit.errors import DeadlineExceededError, NotYetError
-from hybridkit.messaging._consuming._execution import Execution
+from hybridkit.messaging._consuming._execution import Execution, attempt_number
 from hybridkit.messaging._consuming._guarded_runner import Guard, GuardedRunner
 from hybridkit.messaging._consuming._parked_keys import ParkedKeys
 from hybridkit.messaging._consuming._pause_gate import PauseGate
@@ -154,6 +154,7 @@ class Runner:
         # Steps and ids derive from a claim without the generation: what a redriven event writes again is the same.
         deadline = time.monotonic() + self._timeout_seconds
         context = execution.context.claimed(Claim(execution.key), deadline=deadline)
+        attempt_number.set(execution.failures + 1)
         began = time.perf_counter()
         timeout = self._timeouts.one()
         error: BaseException | None
