@@ -3,13 +3,16 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from decimal import Decimal
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 import httpx
 import pytest
+from fastapi import Body
 from pydantic import BaseModel
 
+from hybridkit.adapters.dependencies import Postgres
+from hybridkit.adapters.fastapi import create_app
 from hybridkit.clients import Handle, PostgresDataClient
 from hybridkit.codec import Timestamp
 from hybridkit.context import Claim, RequestContext, bind
@@ -22,6 +25,9 @@ from hybridkit.errors import (
 )
 from hybridkit.events import Event
 from hybridkit.resources import Aggregation, Record, Resource, average, count, total
+from hybridkit.security import OPEN
+from hybridkit.settings import DataClientSettings
+from hybridkit.testing import running_api
 
 UNKNOWN = UUID("1f1e5477-3fd3-6f83-be8e-f44fe982b401")
 
@@ -118,6 +124,49 @@ async def test_queries_and_pages(client: PostgresDataClient) -> None:
     assert sorted([item.quantity async for item in long]) == list(range(7))
     either = client.find(ITEMS).where((ITEMS["quantity"] == 1) | (ITEMS["name"] == "item 6")).order_by("name")
     assert [item.quantity async for item in either] == [1, 6]
+
+
+@pytest.mark.parametrize("number", [2**31, -(2**31) - 1, 2**63, 2**70])
+async def test_a_number_too_large_for_its_column_is_the_callers_at_a_public_api(
+    client: PostgresDataClient, number: int
+) -> None:
+    """By each way of writing it is 422 with the field; a filter compares by value, and finds what is there."""
+    api = create_app(DataClientSettings, title="Shop", security=OPEN)
+    api.dependency_overrides[PostgresDataClient] = lambda: client
+    stored = await client.create(ITEMS, NewItem(name="pen", quantity=1))
+
+    @api.post("/{way}")
+    async def write(way: str, amount: Annotated[int, Body()], postgres: Postgres) -> list[str]:
+        new, changes = NewItem(name=way, quantity=amount), ItemChanges(quantity=amount)
+        match way:
+            case "create":
+                await postgres.create(ITEMS, new)
+            case "replace":
+                await postgres.replace(ITEMS, stored.id, new)
+            case "update":
+                await postgres.update(ITEMS, stored.id, changes)
+            case "upsert":
+                await postgres.upsert(ITEMS, stored.id, new)
+            case "batch":
+                await postgres.create_many(ITEMS, [NewItem(name="fine"), new])
+            case "find":
+                return [item.name async for item in postgres.find(ITEMS).where(ITEMS["quantity"] < amount)]
+            case _:
+                async with postgres.transaction() as tx:
+                    if way == "transaction":
+                        tx.create(ITEMS, new)
+                    else:
+                        tx.update(ITEMS, stored.id, increment={"quantity": amount})
+        return []
+
+    async with running_api(api, DataClientSettings(service_name="shop", environment="test")) as http:
+        for way in ("create", "replace", "update", "upsert", "batch", "transaction", "increment"):
+            answer = await http.post(f"/{way}", json=number)
+            assert (answer.status_code, answer.json()["code"]) == (422, "VALIDATION"), way
+            assert [each["pointer"] for each in answer.json()["errors"]] == ["/quantity"], (way, answer.text)
+        assert (await http.post("/find", json=number)).json() == ["pen"] * (number > 0)
+    assert await client.get(ITEMS, stored.id) == stored
+    assert await client.find(ITEMS).count() == 1
 
 
 async def test_errors_arrive_as_they_were_raised(client: PostgresDataClient) -> None:

@@ -190,6 +190,43 @@ async def test_a_broken_reference_names_its_field_without_the_way_to_it(app: Fas
     assert INNER not in answer.text
 
 
+@pytest.mark.parametrize(
+    ("pointer", "told"),
+    [
+        ("/rank", "/rank"),
+        ("/details/size", "/details/size"),
+        ("/items/3/data/rank", "/rank"),
+        ("/operations/0/increment/rank", "/rank"),
+        ("/operations/12", ""),
+    ],
+)
+async def test_a_value_that_is_refused_is_told_with_its_field(app: FastAPI, pointer: str, told: str) -> None:
+    """A number too large for its column is the caller's, not a failure of ours; a member too many is one."""
+    kinds = iter([["out_of_range", "check"], ["out_of_range", "extra_forbidden"], []])
+    inner = create_app(Settings, title="Inner", internal=True)
+
+    @inner.get("/fails")
+    async def fails() -> None:
+        raise InvalidRequestError(INNER, errors=[FieldProblem(pointer, kind, INNER) for kind in next(kinds)])
+
+    @app.post("/asks")
+    async def asks() -> None:
+        async with inner.router.lifespan_context(inner):
+            transport = AsgiTransport(inner)
+            async with ServiceClient("http://inner", service="test_service", transport=transport) as client:
+                await client.get("/fails")
+
+    async with serving(app) as client:
+        answer, *mistakes = [await client.post("/asks") for _ in range(3)]
+    assert problem(answer) == (422, "VALIDATION")
+    assert [(each["pointer"], each["code"]) for each in answer.json()["errors"]] == [
+        (told, "out_of_range"),
+        (told, "check"),
+    ]
+    assert [problem(mistake) for mistake in mistakes] == [(500, "INTERNAL")] * 2
+    assert INNER not in answer.text
+
+
 @pytest.mark.parametrize("error", every_error(), ids=lambda error: error.__name__)
 async def test_an_error_that_a_route_raises_is_told_as_it_says(
     app: FastAPI, error: type[HybridkitError]

@@ -5,6 +5,7 @@ caller is translated into neutral words; a request that we made wrongly is our o
 """
 
 import math
+import re
 from http import HTTPStatus
 from traceback import walk_tb
 from typing import Any, Final
@@ -22,6 +23,7 @@ from hybridkit.errors import (
     FieldProblem,
     ForeignKeyError,
     HybridkitError,
+    InvalidRequestError,
     MalformedPayloadError,
     NoRouteError,
     NotFoundError,
@@ -38,6 +40,23 @@ from hybridkit.errors import (
 BUSY_SECONDS: Final = 1.0
 """The retry time when the error has none."""
 
+_OF_VALUES: Final = frozenset(
+    {
+        "check",
+        "finite_number",
+        "greater_than",
+        "greater_than_equal",
+        "inexact_number",
+        "int_size",
+        "invalid_value",
+        "less_than",
+        "less_than_equal",
+        "out_of_range",
+        "too_long",
+    }
+)
+"""Codes of values that are of the right type, and that a data service can't store: most often a caller's own."""
+_TO_RECORD: Final = re.compile(r"/(operations|items)/[0-9]+(/(data|increment))?")
 _UPSTREAM_MODULES: Final = ("hybridkit.clients.", "hybridkit.messaging.", "hybridkit.coordination._lock")
 
 
@@ -129,6 +148,9 @@ def _translated(error: BaseException) -> HybridkitError | None:
             return UniqueViolationError("another one has this value already", fields=error.fields)
         case ForeignKeyError():
             return _broken_reference(error)
+        case InvalidRequestError() if error.errors and _OF_VALUES.issuperset(e.code for e in error.errors):
+            found = [FieldProblem(_own_pointer(e), e.code, "the value is refused") for e in error.errors]
+            return InvalidRequestError("the request does not fit", errors=found)
         case _:
             return _trouble(error)
 
@@ -150,12 +172,16 @@ def _trouble(error: BaseException) -> HybridkitError | None:
 
 
 def _broken_reference(error: ForeignKeyError) -> ForeignKeyError:
-    """Return the error with the names of the fields alone, without the way to them in our own request."""
+    """Return the error with the fields alone, without the way to their record in our own request."""
     if not error.errors:
         return ForeignKeyError("it is still referred to, or refers to something that is not there")
-    names = [each.pointer.rpartition("/")[2] for each in error.errors]
-    found = [FieldProblem(f"/{name}", "foreign_key") for name in names]
+    found = [FieldProblem(_own_pointer(each), "foreign_key") for each in error.errors]
     return ForeignKeyError("it refers to something that is not there", errors=found)
+
+
+def _own_pointer(problem: FieldProblem) -> str:
+    """Return the pointer to a field of a record, without the way to the record in our own request."""
+    return _TO_RECORD.sub("", problem.pointer)
 
 
 def problem_body(problem: Problem) -> bytes:

@@ -155,11 +155,13 @@ class ResourceTable:
         kind = self[name].type
         if value is None or is_kept(kind, value):
             return value
+        code = "wrong_type"
         try:
             found = fitted(kind, value)
+            code = "out_of_range" if isinstance(found, int | Decimal) else "invalid_value"
             check_limits(kind, found)
         except ValueError as error:
-            problem = FieldProblem(f"{at}/{name}", "wrong_type", str(error))
+            problem = FieldProblem(f"{at}/{name}", code, str(error))
             raise InvalidRequestError("the table can't hold a value", errors=[problem]) from None
         return found
 
