@@ -11,19 +11,12 @@ from pydantic import BaseModel
 
 from hybridkit.clients import ClientPolicy, Find, Page
 from hybridkit.clients._answers import page_from, record_from, records_from, rows_from
-from hybridkit.clients._records import (
-    changed_fields,
-    fields_of,
-    given_id,
-    minted_id,
-    parse_id,
-    record_path,
-    target_of,
-)
+from hybridkit.clients._records import given_id, minted_id, record_path, target_of
 from hybridkit.clients._transports._base import Response
 from hybridkit.clients._write_identity import begin_write, running_task
 from hybridkit.codec import encode_json
 from hybridkit.context import Claim, RequestContext, bind
+from hybridkit.contract._fields import changed_fields, fields_of, parse_id
 from hybridkit.errors import (
     DeclarationError,
     InvalidQueryError,

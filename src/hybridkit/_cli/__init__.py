@@ -34,6 +34,10 @@ GROUPS: Final = {
         "hybridkit._cli._outbox",
         "List what a data service has not published, and have it tried again.",
     ),
+    "projections": (
+        "hybridkit._cli._projections",
+        "Show where projections stand, let one go on, and fill a version.",
+    ),
     "topology": (
         "hybridkit._cli._topology",
         "Plan, apply and verify what consumers need of the broker.",

@@ -100,9 +100,9 @@ async def write_revision_of(declared: DataServiceDeclaration, url: str, message:
         raise DeclarationError(
             f"the database lacks {', '.join(each.name for each in pending)}: hybridkit migrate comes first"
         )
-    bases = {
-        id(table.metadata): table.metadata for table in cast("Mapping[Any, Any]", declared.tables).values()
-    }
+    # hybridkit's own tables have migrations of their own.
+    own = [each for each in cast("Mapping[Any, Any]", declared.tables).values() if not _is_ours(each)]
+    bases = {id(table.metadata): table.metadata for table in own}
     if len(bases) != 1:
         raise DeclarationError(
             f"the tables have {len(bases)} declarative bases, and their revisions are one history: use one base"
@@ -110,6 +110,10 @@ async def write_revision_of(declared: DataServiceDeclaration, url: str, message:
     return await write_changes(
         url, metadata=next(iter(bases.values())), migrations=declared.migrations, message=message
     )
+
+
+def _is_ours(table: Any) -> bool:
+    return str(table.__table__.name).startswith("hk_")
 
 
 def _collections(declared: DataServiceDeclaration) -> Mapping[str, Any]:

@@ -9,19 +9,12 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel
 
 from hybridkit.clients._pipeline._attempt import Intent
-from hybridkit.clients._records import (
-    RecordId,
-    changed_fields,
-    fields_of,
-    given_id,
-    minted_id,
-    parse_id,
-    target_of,
-)
+from hybridkit.clients._records import RecordId, given_id, minted_id, target_of
 from hybridkit.clients._requests import JSON
 from hybridkit.clients._write_identity import WriteStep, begin_write, digest_of
 from hybridkit.codec import encode_json
 from hybridkit.contract import MAX_BATCH, BatchRecord
+from hybridkit.contract._fields import changed_fields, fields_of, parse_id
 from hybridkit.errors import InvalidRequestError
 from hybridkit.resources import Record, Resource
 from hybridkit.resources._resource import AnyResource

@@ -24,7 +24,7 @@ from hybridkit.clients._modify import Change, modify
 from hybridkit.clients._pipeline._attempt import Intent
 from hybridkit.clients._pipeline._policy import ClientPolicy
 from hybridkit.clients._query_source import QuerySource
-from hybridkit.clients._records import RecordId, given_id, parse_id, target_of
+from hybridkit.clients._records import RecordId, given_id, target_of
 from hybridkit.clients._transaction import DataTransaction, Isolation
 from hybridkit.clients._transports._base import Response, StreamedResponse
 from hybridkit.clients._transports._heads import NOT_MODIFIED
@@ -33,6 +33,7 @@ from hybridkit.clients._write_identity import WriteStep, begin_write
 from hybridkit.codec import check_size
 from hybridkit.context import bind, current
 from hybridkit.contract import MAX_BATCH, MAX_BODY_BYTES, Transaction, TransactionResult
+from hybridkit.contract._fields import parse_id
 from hybridkit.errors import AnswerTooLargeError, NotFoundError
 from hybridkit.resources import Call, Record, Resource
 from hybridkit.resources._resource import AnyResource

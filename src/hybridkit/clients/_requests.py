@@ -8,16 +8,11 @@ from pydantic import BaseModel
 from hybridkit.clients._answers import Counting
 from hybridkit.clients._pipeline._attempt import Intent
 from hybridkit.clients._pipeline._texts import encode_query, query_string
-from hybridkit.clients._records import (
-    Target,
-    changed_fields,
-    fields_of,
-    minted_id,
-    record_path,
-)
+from hybridkit.clients._records import Target, minted_id, record_path
 from hybridkit.clients._write_identity import WriteStep
 from hybridkit.codec import encode_json
 from hybridkit.contract import NDJSON_MEDIA_TYPE, Transaction
+from hybridkit.contract._fields import changed_fields, fields_of
 from hybridkit.resources import Call, Query, Resource
 from hybridkit.resources._resource import AnyResource
 

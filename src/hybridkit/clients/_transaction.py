@@ -12,15 +12,7 @@ from typing import Any, Final, Generic, Literal, Self, TypeVar, cast
 from pydantic import BaseModel
 
 from hybridkit.clients._answers import gone_since, result_from
-from hybridkit.clients._records import (
-    RecordId,
-    changed_fields,
-    fields_of,
-    given_id,
-    minted_id,
-    parse_id,
-    target_of,
-)
+from hybridkit.clients._records import RecordId, given_id, minted_id, target_of
 from hybridkit.clients._streams._appends import StreamId, plan_append
 from hybridkit.clients._transaction_identity import TransactionIdentity
 from hybridkit.codec import now
@@ -38,6 +30,7 @@ from hybridkit.contract import (
     UpdateOperation,
     UpsertOperation,
 )
+from hybridkit.contract._fields import changed_fields, fields_of, parse_id
 from hybridkit.errors import FieldProblem, InvalidRequestError, MisuseError, ResponseError, StepReusedError
 from hybridkit.events import Event, Message
 from hybridkit.observability import trace_headers

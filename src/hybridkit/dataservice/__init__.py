@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from hybridkit.dataservice._postgres._schema import migrate as migrate
     from hybridkit.dataservice._postgres._schema import write_revision as write_revision
     from hybridkit.dataservice._postgres._streams._columns import StreamColumns as StreamColumns
+    from hybridkit.dataservice._postgres._streams._projections import projection_tables as projection_tables
 
 __all__ = [
     "CallContext",
@@ -71,6 +72,7 @@ __all__ = [
     "create_data_service",
     "migrate",
     "open_outbox",
+    "projection_tables",
     "saga_collections",
     "saga_tables",
     "write_revision",
@@ -84,6 +86,7 @@ _HOMES = {
     "SoftDeleteColumns": ("_postgres._columns", "postgres"),
     "StreamColumns": ("_postgres._streams._columns", "postgres"),
     "migrate": ("_postgres._schema", "postgres"),
+    "projection_tables": ("_postgres._streams._projections", "postgres"),
     "write_revision": ("_postgres._schema", "postgres"),
 }
 

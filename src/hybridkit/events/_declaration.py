@@ -9,6 +9,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticSerializationError
 
+from hybridkit._personal import personal_fields
 from hybridkit.codec import field_errors, now
 from hybridkit.context import bound
 from hybridkit.errors import (
@@ -173,6 +174,10 @@ class Event(Message):
         _check_type(cls)
         if cls.event_key is not None and cls.event_key not in cls.model_fields:
             raise DeclarationError(f"{cls.__name__} has no field {cls.event_key!r} to be its key")
+        if any(field.name == cls.event_key for field in personal_fields(cls)):
+            raise DeclarationError(
+                f"{cls.__name__}: its key {cls.event_key!r} keeps the order of events, so it can't be personal data"
+            )
         registry.add(cls)
 
     @property
@@ -214,6 +219,7 @@ class Command(Message):
                 f" or has more than {MAX_TYPE_LENGTH} characters"
             )
         _check_type(cls)
+        personal_fields(cls)
         registry.add(cls)
 
 

@@ -12,6 +12,7 @@ from pydantic_core import CoreSchema
 from typing_extensions import TypeVar
 
 from hybridkit._injection import bare_type
+from hybridkit._personal import personal_fields
 from hybridkit._syntax import NAME_SYNTAX
 from hybridkit.codec import Timestamp
 from hybridkit.errors import DeclarationError, InvalidQueryError
@@ -107,7 +108,8 @@ class Resource[RecordT: Record[Any], CreateT: BaseModel, UpdateT: BaseModel]:
         """Check the declaration.
 
         Raises:
-            DeclarationError: a name is no snake_case, reserved, or of a field that the record doesn't have.
+            DeclarationError: a name is no snake_case, reserved, or of a field that the record doesn't have; or a field
+                is marked as personal that can't be erased.
         """
         if not NAME_SYNTAX.fullmatch(self.name):
             raise DeclarationError(f"resource {self.name!r}: a name is snake_case with at most 63 characters")
@@ -125,6 +127,7 @@ class Resource[RecordT: Record[Any], CreateT: BaseModel, UpdateT: BaseModel]:
                     raise DeclarationError(
                         f"{self.name}: {model.__name__}.{name} is not in {self.record.__name__}"
                     )
+        personal_fields(self.record)
 
     def __repr__(self) -> str:
         return f"Resource({self.name!r}, record={self.record.__name__})"

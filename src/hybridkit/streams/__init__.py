@@ -16,7 +16,22 @@ and reads them. The events are those of `hybridkit.events`, so registry, upcaste
 those that are stored.
 """
 
+from hybridkit._personal import Personal
+from hybridkit.streams._changes import Changes
+from hybridkit.streams._positions import PROJECTIONS, ProjectionRow, SkippedEvent
+from hybridkit.streams._projection import Projection
 from hybridkit.streams._recorded import LogPage, RecordedEvent
 from hybridkit.streams._stream import Loaded, Stream
 
-__all__ = ["Loaded", "LogPage", "RecordedEvent", "Stream"]
+__all__ = [
+    "PROJECTIONS",
+    "Changes",
+    "Loaded",
+    "LogPage",
+    "Personal",
+    "Projection",
+    "ProjectionRow",
+    "RecordedEvent",
+    "SkippedEvent",
+    "Stream",
+]

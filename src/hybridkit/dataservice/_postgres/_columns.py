@@ -19,6 +19,7 @@ from sqlalchemy import (
     DateTime,
     Identity,
     Index,
+    Integer,
     LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
@@ -220,3 +221,24 @@ class SagaTable(RecordColumns, SystemBase):
         Index("hk_sagas_wake_at", "wake_at", postgresql_where=text("status IN ('running', 'undoing')")),
         Index("hk_sagas_error", "saga", postgresql_where=text("error IS NOT NULL")),
     )
+
+
+class ProjectionTable(RecordColumns, SystemBase):
+    """The table of `hybridkit.streams.PROJECTIONS`; its columns are the fields of `ProjectionFields`."""
+
+    __tablename__ = "hk_projections"
+
+    id: Mapped[str] = mapped_column(Text(), primary_key=True)
+    name: Mapped[str] = mapped_column(Text())
+    projection_version: Mapped[int] = mapped_column(Integer())
+    source: Mapped[str] = mapped_column(Text())
+    position: Mapped[str | None] = mapped_column(Text())
+    events: Mapped[int] = mapped_column(BigInteger())
+    recorded_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    resources: Mapped[Any] = mapped_column(JSONB())
+    status: Mapped[str] = mapped_column(Text())
+    error: Mapped[str | None] = mapped_column(Text())
+    failed_position: Mapped[str | None] = mapped_column(Text())
+    failed_event: Mapped[str | None] = mapped_column(Text())
+    failed_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    skipped: Mapped[Any] = mapped_column(JSONB())

@@ -15,6 +15,7 @@ from hybridkit.observability._metrics._http import HttpClientMetrics, HttpServer
 from hybridkit.observability._metrics._jobs import JobMetrics
 from hybridkit.observability._metrics._page import render_metrics as render_metrics
 from hybridkit.observability._metrics._process import ProcessMetrics
+from hybridkit.observability._metrics._projections import ProjectionMetrics
 from hybridkit.observability._metrics._sagas import SagaMetrics
 from hybridkit.observability._metrics._sampling import sampled as sampled
 from hybridkit.observability._metrics._sampling import take_samples as take_samples
@@ -33,6 +34,7 @@ class Metrics(
     JobMetrics,
     StreamMetrics,
     SagaMetrics,
+    ProjectionMetrics,
     ProcessMetrics,
 ):
     """All metrics of hybridkit, each as an attribute: `metrics.events_published.labels(…).inc()`."""
