@@ -7,7 +7,7 @@ lower case.
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Final, cast
@@ -140,15 +140,19 @@ databases can't hold it; so is a moment that leaves the years 1 to 9999 once it 
 """
 
 
-def encode_json(value: Any) -> bytes:
+def encode_json(value: Any, *, without: Collection[str] = ()) -> bytes:
     """Write a value as compact JSON: models by their own serialiser, anything else with canonical scalars, NaN as null.
+
+    Args:
+        value: the value.
+        without: fields of a model to leave out.
 
     Raises:
         MalformedPayloadError: the value holds something without a JSON form.
     """
     try:
         if isinstance(value, BaseModel):
-            return value.model_dump_json().encode()
+            return value.model_dump_json(exclude=set(without) or None).encode()
         return _dumps(value, _ENCODE_OPTIONS)
     except (TypeError, ValueError, RecursionError) as error:
         raise MalformedPayloadError(f"{type(value).__name__} has no JSON form: {error}") from None

@@ -343,6 +343,27 @@ async def test_an_event_waits_for_its_time(store: MongoStore) -> None:
     ] == ["a"]
 
 
+async def test_a_message_is_cancelled_by_its_own_service_before_its_time(
+    store: MongoStore, apart: MongoStore
+) -> None:
+    """In the outbox as in the document that still holds it, with transactions and without."""
+    soon = now() + timedelta(hours=1)
+    for number, own in enumerate((store, apart)):
+        for held in (False, True):
+            name = f"{number}-{held}"
+            kept, mine = (emission(name, not_before=soon) for _ in range(2))
+            other = emission(name, not_before=soon)
+            await own.write(write(upsert(name), emit=[kept, mine]))
+            await own.write(replace(write(emit=[other]), caller="other_service"))
+            if not held:
+                await waiting(own)
+            gone = (mine.event_id, other.event_id, uuid4())
+            await own.write(replace(write(upsert(name)), cancel=gone))
+            await waiting(own)
+            rows = await own._database["hk_outbox"].find({"lane": name}).to_list()
+            assert {row["_id"] for row in rows} == {str(kept.event_id), str(other.event_id)}
+
+
 async def test_published_events_are_deleted_after_a_while(store: MongoStore) -> None:
     """They stay for the retention of keys, so that a repeated write finds them."""
     await store.write(write(upsert("a"), emit=[emission("a")]))

@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import func, select
 
 from hybridkit.dataservice._postgres import _keys, _writer
-from hybridkit.dataservice._postgres._create_statement import CreateStatement
 from hybridkit.dataservice._postgres._driver import _pool
 from hybridkit.dataservice._postgres._driver._connection import connect
+from hybridkit.dataservice._postgres._single_statement import SingleStatement
 from hybridkit.errors import ConflictError, DeadlinePassedError, UnavailableError
 from hybridkit.testing import FaultProxy
 from tests.helpers import until
@@ -259,7 +259,7 @@ async def proxied(postgres_url: str, service: Any, run_service: Any) -> AsyncIte
 
 def before_commit(monkeypatch: pytest.MonkeyPatch, action: Any) -> None:
     """Have something happen when all is written and the commit comes next, or a statement that commits itself; once."""
-    record_key, write_by_statement = _keys.record_key, CreateStatement.write
+    record_key, write_by_statement = _keys.record_key, SingleStatement.write
 
     async def record(*arguments: Any) -> None:
         await record_key(*arguments)
@@ -271,11 +271,11 @@ def before_commit(monkeypatch: pytest.MonkeyPatch, action: Any) -> None:
 
     def act() -> None:
         monkeypatch.setattr(_writer, "record_key", record_key)
-        monkeypatch.setattr(CreateStatement, "write", write_by_statement)
+        monkeypatch.setattr(SingleStatement, "write", write_by_statement)
         action()
 
     monkeypatch.setattr(_writer, "record_key", record)
-    monkeypatch.setattr(CreateStatement, "write", write)
+    monkeypatch.setattr(SingleStatement, "write", write)
 
 
 WRITES = [("POST", "/v1/items"), ("PUT", PATH)]

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from decimal import Decimal
 from enum import Enum
 from typing import Any
@@ -13,7 +14,7 @@ from sqlalchemy import ARRAY, Integer, Numeric, String, Text, text
 from sqlalchemy.dialects.postgresql import JSON, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from hybridkit.codec import format_timestamp, now
+from hybridkit.codec import encode_json, format_timestamp, now
 from hybridkit.contract import Emission
 from hybridkit.dataservice import RecordColumns, SoftDeleteColumns
 from hybridkit.dataservice._postgres._refusals import UnnamedError
@@ -549,7 +550,77 @@ async def test_a_create_with_its_events_is_one_statement(
         events[2].event_id,
         events[3].event_id,
     ]
-    assert "CreateStatement(1 " in repr(write.store._writer._create_statement)
+    assert "SingleStatement(1 " in repr(write.store._writer._single_statement)
+
+
+async def test_a_replacement_with_its_events_is_one_statement(
+    write: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record, the key, the new message and the cancelled one are one round trip; a repetition is a replay."""
+    soon = now() + timedelta(hours=1)
+    old = emission(key=None, not_before=soon)
+    record = await write.note("pen", details={"a": 1})
+    await write(emit=(old,))
+    statements: list[str] = []
+    fetch = write.store._pool.fetch
+
+    async def noting(sql: str, *arguments: Any, **options: Any) -> Any:
+        statements.append(sql)
+        return await fetch(sql, *arguments, **options)
+
+    monkeypatch.setattr(write.store._pool, "fetch", noting)
+    new = emission(key=None, not_before=soon)
+    values = NewNote(title="ink", price=Decimal("2.50")).model_dump()
+    replacing = Upsert(
+        resource=NOTES, id=record["id"], values=values, only="present", if_match=record["etag"]
+    )
+    done = await write(replacing, emit=(new, emission(key="a")), cancel=(old.event_id,), key="k")
+    assert len(statements) == 1
+    [result] = done.results
+    assert result.record is not None
+    assert not result.created
+    shown = {name: result.record[name] for name in ("title", "price", "details", "version")}
+    assert shown == {"title": "ink", "price": "2.50", "details": None, "version": 2}
+    rows = await write.rows("SELECT event_id FROM hk_outbox WHERE not_before IS NOT NULL")
+    assert [row["event_id"] for row in rows] == [new.event_id]
+    again = await write(replacing, emit=(new,), key="k")
+    assert again.replayed
+    assert encode_json(again.results) == encode_json(done.results)
+
+
+@pytest.mark.parametrize("operations", [0, 1, 2])
+async def test_a_message_is_cancelled_by_its_own_service_before_its_time(
+    write: Writer, operations: int
+) -> None:
+    """Not one that waits for nothing, whose time has come, that another service sent, or a data member feigns."""
+    soon = now() + timedelta(hours=1)
+    mine, ready, due = (emission(key="a", not_before=moment) for moment in (soon, None, now()))
+    await write(emit=(mine, ready, due))
+    other = emission(key="a", not_before=soon, data={"x": ',"service":"api_service",'})
+    await write.store.write(
+        Write(caller="other_service", key="k", fingerprint=b"f", operations=(), emit=(other,))
+    )
+    cancelled = [each.event_id for each in (mine, ready, due, other)]
+    for event_id in (*cancelled, uuid4()):
+        await write(*(note(str(uuid4())) for _ in range(operations)), cancel=(event_id,))
+    rows = await write.rows("SELECT event_id FROM hk_outbox")
+    assert {row["event_id"] for row in rows} == set(cancelled) - {mine.event_id}
+
+
+async def test_a_refused_write_cancels_nothing(write: Writer) -> None:
+    """Nor does a dry run: a message is taken back with the transaction, or not at all."""
+    waits = emission(key="a", not_before=now() + timedelta(hours=1))
+    await write(emit=(waits,))
+    record = await write.note("pen")
+    for more in ({}, {"emit": (emission(key="b"),)}):
+        stale = Upsert(
+            resource=NOTES, id=record["id"], values={"title": "x"}, only="present", if_match='"7-1"'
+        )
+        with pytest.raises(StaleVersionError) as caught:
+            await write(stale, cancel=(waits.event_id,), **more)
+        assert caught.value.current == record["etag"]
+    await write(note("ink"), cancel=(waits.event_id,), dry_run=True)
+    assert len(await write.rows("SELECT event_id FROM hk_outbox")) == 1
 
 
 async def test_a_lost_race_of_a_single_statement_is_a_replay(
@@ -558,7 +629,7 @@ async def test_a_lost_race_of_a_single_statement_is_a_replay(
     """Its snapshot is older than the lock and misses the key's row, which another replica has written meanwhile."""
     made = note("pen")
     first = await write(made, key="k")
-    statement = write.store._writer._create_statement
+    statement = write.store._writer._single_statement
     write_by_statement = statement.write
 
     async def blind(asked: Write) -> Any:
@@ -607,7 +678,7 @@ async def test_errors_have_their_operation(write: Writer) -> None:
 
 async def test_a_conflict_is_met_by_trying_again(write: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A conflict of the single statement is repeated as a transaction."""
-    statement = write.store._writer._create_statement
+    statement = write.store._writer._single_statement
 
     async def lose(_: Write) -> None:
         raise UnnamedError

@@ -188,6 +188,7 @@ async def test_every_operation_keeps_its_place() -> None:
             {"op": "delete", "resource": "users", "id": str(ID), "if_match": None},
         ],
         "emit": [],
+        "cancel": [],
         "isolation": "serializable",
     }
 
@@ -223,6 +224,36 @@ async def test_a_message_may_have_to_wait() -> None:
     assert until == "2030-01-31T09:00:00Z"
     left = datetime.fromisoformat(after) - datetime.now(UTC)
     assert timedelta(seconds=3500) < left <= timedelta(seconds=3600)
+
+
+async def test_a_message_can_be_cancelled_by_the_id_that_it_got_in_the_block() -> None:
+    """In a claim too the id is there before anything is sent, and a rerun makes the same."""
+    seen: list[UUID] = []
+    for _ in range(2):
+        service = Service()
+        with bind(RequestContext(claim=Claim("tests:timer:1"))):
+            async with service.transaction() as tx:
+                later = Registered(user_id=ID)
+                tx.emit(later, delay_seconds=60)
+                seen.append(later.event_id)
+                tx.cancel(ID)
+        assert service.body()["emit"][0]["event_id"] == str(seen[-1])
+        assert service.body()["cancel"] == [str(ID)]
+    assert seen[0] == seen[1]
+
+
+async def test_a_block_that_only_cancels_is_sent() -> None:
+    """In a claim its key derives from what it cancels, whatever the order."""
+    keys: list[str] = []
+    for cancelled in ([ID], [ID], [UUID(int=1)]):
+        service = Service(TransactionResult(results=()))
+        with bind(RequestContext(claim=Claim("tests:timer:1"))):
+            async with service.transaction() as tx:
+                for event_id in cancelled:
+                    tx.cancel(event_id)
+        keys += service.keys
+    assert keys[0] == keys[1] != keys[2]
+    assert not keys[0].startswith("hkd_n_")
 
 
 async def test_messages_carry_the_trace_in_which_they_were_emitted() -> None:
@@ -280,6 +311,20 @@ async def test_the_result_is_not_there_inside_the_block() -> None:
         user = tx.create(USERS, NewUser(email="a@example.com"))
         with pytest.raises(MisuseError, match="after the transaction's `async with` block"):
             _ = user.result
+
+
+async def test_a_minimal_transaction_has_no_results() -> None:
+    """Its handles have the ids, and say why they have no more."""
+
+    async def commit(transaction: Transaction, key: str) -> None:
+        assert transaction.operations, key
+
+    async with DataTransaction(commit, isolation="read_committed") as tx:
+        user = tx.replace(USERS, ID, NewUser(email="a@example.com"))
+        tx.delete(USERS, ID)
+    assert user.id == ID
+    with pytest.raises(MisuseError, match="minimal transaction has no results"):
+        _ = user.result
 
 
 async def test_a_failed_commit_leaves_no_results() -> None:

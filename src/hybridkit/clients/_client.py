@@ -40,6 +40,7 @@ class PostgresDataClient(DataClient):
         *,
         isolation: Isolation = "read_committed",
         dry_run: bool = False,
+        minimal: bool = False,
         step: str | None = None,
     ) -> DataTransaction:
         """Begin a transaction: operations and events that are sent as one request at the end of the `async with` block.
@@ -48,9 +49,11 @@ class PostgresDataClient(DataClient):
             isolation: how much it sees of other transactions; stricter levels conflict more often.
             dry_run: do all of it, return its results or raise its error, and take it back: nothing is kept or
                 published.
+            minimal: ask for no records back, where nobody reads them: the handles have ids only, and the service keeps
+                no records for a repetition.
             step: the name of this write inside a claim, where the order of the writes can change between two runs.
         """
-        return self._begin_transaction(isolation, dry_run=dry_run, step=step)
+        return self._begin_transaction(isolation, dry_run=dry_run, minimal=minimal, step=step)
 
     @overload
     async def aggregate(self, resource: AnyResource, aggregation: Aggregation) -> list[dict[str, Any]]: ...
@@ -190,20 +193,23 @@ class PostgresDataClient(DataClient):
 class MongoDataClient(DataClient):
     """Reads and writes the records of a MongoDB data service; arguments as for `PostgresDataClient`."""
 
-    def transaction(self, *, dry_run: bool = False, step: str | None = None) -> DataTransaction:
+    def transaction(
+        self, *, dry_run: bool = False, minimal: bool = False, step: str | None = None
+    ) -> DataTransaction:
         """Begin a transaction: operations and events that are sent as one request at the end of the `async with` block.
 
         One operation with its events works on every server, several where the server has transactions.
 
         Args:
             dry_run: as for `PostgresDataClient.transaction`; only where the server has transactions.
+            minimal: as for `PostgresDataClient.transaction`.
             step: as for `PostgresDataClient.transaction`.
 
         Raises:
             TransactionsUnavailableError: the server has no transactions, so nothing was done; raised at the end of the
                 block.
         """
-        return self._begin_transaction("read_committed", dry_run=dry_run, step=step)
+        return self._begin_transaction("read_committed", dry_run=dry_run, minimal=minimal, step=step)
 
     @overload
     async def aggregate(

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from hybridkit.clients import _batches, _requests
 from hybridkit.clients._answers import (
+    NO_CONTENT,
     answer_of,
     present,
     record_from,
@@ -477,10 +478,15 @@ class DataClient(BaseClient):
         response = await self._send(_requests.aggregate(resource, aggregation))
         return rows_from(f"rows of {resource.name}", row_type, response)
 
-    def _begin_transaction(self, isolation: Isolation, *, dry_run: bool, step: str | None) -> DataTransaction:
-        async def commit(transaction: Transaction, key: str) -> TransactionResult:
-            request = _requests.transact(transaction, key, dry_run=dry_run)
-            return transaction_from(await self._send(request), dry_run=dry_run)
+    def _begin_transaction(
+        self, isolation: Isolation, *, dry_run: bool, minimal: bool, step: str | None
+    ) -> DataTransaction:
+        async def commit(transaction: Transaction, key: str) -> TransactionResult | None:
+            request = _requests.transact(transaction, key, dry_run=dry_run, minimal=minimal)
+            response = await self._send(request)
+            if minimal and response.status == NO_CONTENT:
+                return None
+            return transaction_from(response, dry_run=dry_run)
 
         return DataTransaction(commit, isolation=isolation, step=step, dry_run=dry_run)
 

@@ -19,6 +19,7 @@ from hybridkit.resources._resource import AnyResource
 JSON: Final = {"content-type": "application/json"}
 MERGE_PATCH: Final = {"content-type": "application/merge-patch+json"}
 DRY_RUN: Final = "tx=rollback"
+MINIMAL: Final = "return=minimal"
 MAX_URL_LENGTH: Final = 2000
 """In characters: a longer query is sent as a body, which no server or proxy cuts."""
 
@@ -134,9 +135,12 @@ def call[RequestT: BaseModel](call: Call[RequestT, Any], body: RequestT, key: st
     return Intent(method="POST", path=call.path, headers=JSON, body=content, key=key)
 
 
-def transact(transaction: Transaction, key: str, *, dry_run: bool) -> Intent:
-    headers = JSON | {"prefer": DRY_RUN} if dry_run else JSON
-    return Intent(method="POST", path="/v1:transact", headers=headers, body=encode_json(transaction), key=key)
+def transact(transaction: Transaction, key: str, *, dry_run: bool, minimal: bool = False) -> Intent:
+    wishes = [wish for wish, wanted in ((DRY_RUN, dry_run), (MINIMAL, minimal)) if wanted]
+    headers = JSON | {"prefer": ", ".join(wishes)} if wishes else JSON
+    # An empty list is left out, so that a data service of the release before takes what it knows.
+    body = encode_json(transaction, without=() if transaction.cancel else ("cancel",))
+    return Intent(method="POST", path="/v1:transact", headers=headers, body=body, key=key)
 
 
 def _if_match(target: Target) -> dict[str, str]:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Final, Generic, Literal, Self, TypeVar, cast
+from uuid import UUID
 
 from pydantic import BaseModel
 
@@ -25,6 +26,7 @@ from hybridkit.contract import (
     DeleteOperation,
     Emission,
     Operation,
+    ReplaceOperation,
     Transaction,
     TransactionResult,
     UpdateOperation,
@@ -54,7 +56,7 @@ class Handle(Generic[RecordT_co]):  # noqa: UP046 - inferred variance is not eno
     def __init__(self, resource: Resource[RecordT_co, Any, Any], id: object) -> None:
         self._resource = resource
         self._id = id
-        self._state: Literal["pending", "committed", "failed", "gone"] = "pending"
+        self._state: Literal["pending", "committed", "failed", "gone", "unseen"] = "pending"
         self._record: RecordT_co | None = None
 
     def __repr__(self) -> str:
@@ -70,7 +72,7 @@ class Handle(Generic[RecordT_co]):  # noqa: UP046 - inferred variance is not eno
         """The record as the transaction wrote it.
 
         Raises:
-            MisuseError: the transaction hasn't ended, or wasn't committed.
+            MisuseError: the transaction hasn't ended, wasn't committed, or was minimal.
             NotFoundError: an earlier call with the same key wrote the record, and it has been removed since.
         """
         if self._record is not None:
@@ -81,6 +83,10 @@ class Handle(Generic[RecordT_co]):  # noqa: UP046 - inferred variance is not eno
             raise MisuseError(
                 f"{self._resource.name} {self._id}: the transaction failed, so there is no result"
             )
+        if self._state == "unseen":
+            raise MisuseError(
+                f"{self._resource.name} {self._id}: a minimal transaction has no results; read it"
+            )
         raise MisuseError(
             f"{self._resource.name} {self._id}: ask for the result after the transaction's `async with` block;"
             " inside it only the id is known"
@@ -90,6 +96,9 @@ class Handle(Generic[RecordT_co]):  # noqa: UP046 - inferred variance is not eno
         # A repeated transaction whose answer was too large to keep answers with the records of now.
         self._record = None if result is None else result_from(self._resource, result)
         self._state = "gone" if result is None else "committed"
+
+    def _settle_without(self) -> None:
+        self._state = "unseen"
 
     def _give_up(self) -> None:
         if self._state == "pending":
@@ -111,7 +120,12 @@ class DataTransaction:
     """
 
     def __init__(
-        self, commit: "Commit", *, isolation: Isolation, step: str | None = None, dry_run: bool = False
+        self,
+        commit: "Commit",
+        *,
+        isolation: Isolation,
+        step: str | None = None,
+        dry_run: bool = False,
     ) -> None:
         self._commit = commit
         self._step = step
@@ -121,6 +135,7 @@ class DataTransaction:
         self._operations: list[Operation] = []
         self._handles: list[Handle[Record[Any]] | None] = []
         self._emit: list[Emission] = []
+        self._cancelled: list[UUID] = []
         self._context = current()
         self._identity = TransactionIdentity(None, None)
 
@@ -143,7 +158,7 @@ class DataTransaction:
         self._state = "ended"
         committed = False
         try:
-            if kind is None and (self._operations or self._emit):
+            if kind is None and (self._operations or self._emit or self._cancelled):
                 await self._send()
                 committed = True
         finally:
@@ -231,6 +246,26 @@ class DataTransaction:
         )
         return self._add(operation, Handle(resource, parsed))
 
+    def replace[RecordT: Record[Any], CreateT: BaseModel](
+        self,
+        resource: Resource[RecordT, CreateT, Any],
+        record_or_id: RecordT | RecordId,
+        data: CreateT,
+    ) -> Handle[RecordT]:
+        """Replace all fields of a record that is there; a record that was read, in the state in which it was read.
+
+        Args:
+            resource: the kind of record.
+            record_or_id: a record, whose ETag has to be the one of now; or an id, which only has to be there. Otherwise
+                the transaction fails with `StaleVersionError`, whose `operation` is the place of this one.
+            data: all fields.
+        """
+        target = target_of(resource, record_or_id)
+        operation = ReplaceOperation(
+            resource=resource.name, id=str(target.id), data=fields_of(data), if_match=target.etag
+        )
+        return self._add(operation, Handle(resource, target.id))
+
     def delete[RecordT: Record[Any]](
         self, resource: Resource[RecordT, Any, Any], record_or_id: RecordT | RecordId
     ) -> None:
@@ -287,7 +322,7 @@ class DataTransaction:
         Args:
             message: the event or command. One that is delayed is not in order with the others of its key.
             not_before: the earliest time at which it may be published; a naive time is UTC.
-            delay_seconds: the same as seconds from now, up to 36 h.
+            delay_seconds: the same as seconds from now, up to 366 days.
 
         Raises:
             MisuseError: both times are given, the delay is out of range, or the transaction is not open.
@@ -310,6 +345,23 @@ class DataTransaction:
         )
         self._emit.append(emission)
 
+    def cancel(self, event_id: UUID) -> None:
+        """Have a message that was emitted with a delay not be published, if its time has not come.
+
+        It is of no use to publish a message late that nobody needs any more; but one whose time is near may still go
+        out, so its consumer has to be able to tell. The id is known from the `emit` on, before anything is sent:
+        `message.event_id`. An id that names no waiting message of this service is passed over.
+
+        Args:
+            event_id: the message's id.
+
+        Raises:
+            MisuseError: the transaction is not open.
+            InvalidRequestError: the transaction cancels 100 already.
+        """
+        self._check_room(self._cancelled)
+        self._cancelled.append(event_id)
+
     def _add[HandleT: Handle[Any] | None](self, operation: Operation, handle: HandleT) -> HandleT:
         self._check_room(self._operations)
         self._operations.append(operation)
@@ -326,12 +378,23 @@ class DataTransaction:
 
     async def _send(self) -> None:
         # Outside of any context each `current()` would be another request.
-        with bind(self._context), self._identity.begin(self._operations, self._emit) as write:
+        with (
+            bind(self._context),
+            self._identity.begin(self._operations, self._emit, self._cancelled) as write,
+        ):
             emit = self._identity.identified(self._emit, write)
             transaction = Transaction(
-                operations=tuple(self._operations), emit=emit, isolation=self._isolation
+                operations=tuple(self._operations),
+                emit=emit,
+                cancel=tuple(self._cancelled),
+                isolation=self._isolation,
             )
             answer = await self._commit(transaction, write.key)
+        if answer is None:
+            for handle in self._handles:
+                if handle is not None:
+                    handle._settle_without()  # noqa: SLF001 - see __aexit__
+            return
         if len(answer.results) != len(self._handles):
             if self._identity.is_derived:
                 raise StepReusedError(
@@ -375,4 +438,4 @@ def _increment_problem(
     return None
 
 
-type Commit = Callable[[Transaction, str], Awaitable[TransactionResult]]
+type Commit = Callable[[Transaction, str], Awaitable[TransactionResult | None]]

@@ -78,7 +78,9 @@ class TransactionIdentity:
         self._unidentified[index] = message
         return _LATER, now()
 
-    def begin(self, operations: Sequence[Operation], emit: Sequence[Emission]) -> WriteStep:
+    def begin(
+        self, operations: Sequence[Operation], emit: Sequence[Emission], cancelled: Sequence[UUID] = ()
+    ) -> WriteStep:
         """Begin the write.
 
         Raises:
@@ -88,14 +90,15 @@ class TransactionIdentity:
             return WriteStep()
         written = {(each.op, each.resource, self._known(each.id)) for each in operations}
         told = {("emit", each.event_type, self._known(each.key or "")) for each in emit}
+        told |= {("cancel", "", str(event_id)) for event_id in cancelled}
         name = "transact" if self._step is not None else f"transact {digest_of(written | told)}"
         events = [(each.event_type, each.key, each.data) for each in emit]
         return begin_write(
             name,
             method="transaction",
             step=self._step,
-            content=(list(operations), events),
-            by_order=not any(target for _, _, target in written),
+            content=(list(operations), events, list(cancelled)),
+            by_order=not cancelled and not any(target for _, _, target in written),
         )
 
     def identified(self, emit: Sequence[Emission], write: WriteStep) -> tuple[Emission, ...]:

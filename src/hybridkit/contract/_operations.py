@@ -67,6 +67,16 @@ class UpsertOperation(_Strict):
     increment: dict[str, int | FiniteFloat] = Field(default_factory=dict)
 
 
+class ReplaceOperation(_Strict):
+    """Give a record that is there new values for all of its fields; 412 where it is in another state, or not there."""
+
+    op: Literal["replace"] = "replace"
+    resource: str
+    id: str
+    data: dict[str, Any]
+    if_match: str | None = None
+
+
 class DeleteOperation(_Strict):
     """Delete a record."""
 
@@ -85,7 +95,13 @@ class AppendOperation(Append):
 
 
 type Operation = Annotated[
-    AssertOperation | CreateOperation | UpdateOperation | UpsertOperation | DeleteOperation | AppendOperation,
+    AssertOperation
+    | CreateOperation
+    | UpdateOperation
+    | UpsertOperation
+    | ReplaceOperation
+    | DeleteOperation
+    | AppendOperation,
     Field(discriminator="op"),
 ]
 
@@ -198,10 +214,19 @@ def check_message_data(data: bytes) -> None:
 
 
 class Transaction(_Strict):
-    """The body of `POST /v1:transact`: at most 100 operations, done in order, all of them or none."""
+    """The body of `POST /v1:transact`: at most 100 operations, done in order, all of them or none.
+
+    Attributes:
+        operations: the writes and assertions.
+        emit: events and commands for the outbox, 100 at most.
+        cancel: ids of events and commands that the same service emitted earlier with a `not_before`, 100 at most: those
+            whose time has not come are not published. An id that names no such message is passed over.
+        isolation: the isolation level of the database transaction.
+    """
 
     operations: tuple[Operation, ...] = Field(default=(), max_length=MAX_OPERATIONS)
     emit: tuple[Emission, ...] = Field(default=(), max_length=MAX_OPERATIONS)
+    cancel: tuple[UUID, ...] = Field(default=(), max_length=MAX_OPERATIONS)
     isolation: Literal["read_committed", "repeatable_read", "serializable"] = "read_committed"
 
 

@@ -97,6 +97,7 @@ class Problem(BaseModel):
             | MalformedPayloadError
             | UniqueViolationError
             | ForeignKeyError
+            | StaleVersionError
             | RequirementNotMetError,
         ):
             findings = error.errors
@@ -166,7 +167,7 @@ def _about_records(
     if issubclass(error, ForeignKeyError):
         return ForeignKeyError(problem.detail, errors=found)
     if issubclass(error, StaleVersionError):
-        return StaleVersionError(problem.detail, current=problem.current)
+        return StaleVersionError(problem.detail, current=problem.current, errors=found)
     return RequirementNotMetError(problem.detail, current=problem.current, errors=found)
 
 

@@ -1,5 +1,16 @@
 """One problem of a request or message, by the field that has it."""
 
+import re
+from typing import Final
+
+_OPERATION: Final = re.compile("/operations/([0-9]{1,4})(?:/|$)")
+
+
+def named_operation(problems: "tuple[FieldProblem, ...]") -> int | None:
+    """Return the number of the operation in a transaction that the first problem is about; None for no operation."""
+    found = _OPERATION.match(problems[0].pointer) if problems else None
+    return int(found[1]) if found else None
+
 
 class FieldProblem:
     """One problem at one place of a request; no exception, but a part of some.

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hybridkit.errors._field_problem import FieldProblem
+from hybridkit.errors._field_problem import FieldProblem, named_operation
 from hybridkit.errors._root import HybridkitError
 
 
@@ -111,6 +111,11 @@ class UniqueViolationError(RejectedError):
         self.fields = tuple(fields)
         self.errors = tuple(errors)
 
+    @property
+    def operation(self) -> int | None:
+        """The place of the refused operation in its transaction, from 0; None outside of one."""
+        return named_operation(self.errors)
+
 
 class ForeignKeyError(RejectedError):
     """The record refers to one that does not exist, or is still referred to.
@@ -126,20 +131,34 @@ class ForeignKeyError(RejectedError):
         super().__init__(message)
         self.errors = tuple(errors)
 
+    @property
+    def operation(self) -> int | None:
+        """The place of the refused operation in its transaction, from 0; None outside of one."""
+        return named_operation(self.errors)
+
 
 class StaleVersionError(RejectedError):
     """The record changed since it was read: read it again and apply the change to what is there now.
 
     Attributes:
         current: the ETag that the record has now, if the service told it.
+        errors: the place of the operation in its transaction or batch, if it is one of several.
     """
 
     code = "PRECONDITION_FAILED"
     status = 412
 
-    def __init__(self, message: str, *, current: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, current: str | None = None, errors: Sequence[FieldProblem] = ()
+    ) -> None:
         super().__init__(message)
         self.current = current
+        self.errors = tuple(errors)
+
+    @property
+    def operation(self) -> int | None:
+        """The place of the refused operation in its transaction, from 0; None outside of one."""
+        return named_operation(self.errors)
 
 
 class RequirementNotMetError(RejectedError):
@@ -161,6 +180,11 @@ class RequirementNotMetError(RejectedError):
         super().__init__(message)
         self.current = current
         self.errors = tuple(errors)
+
+    @property
+    def operation(self) -> int | None:
+        """The place of the refused operation in its transaction, from 0; None outside of one."""
+        return named_operation(self.errors)
 
 
 class PreconditionRequiredError(RejectedError):

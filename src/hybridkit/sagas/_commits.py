@@ -59,8 +59,7 @@ class RowTransaction:
         if stored.record is None:
             self._row = self.tx.create(SAGAS, row, id=stored.id)
         else:
-            self.tx.require(SAGAS, stored.record)
-            self._row = self.tx.upsert(SAGAS, stored.id, row)
+            self._row = self.tx.replace(SAGAS, stored.record, row)
 
     def send(self, messages: Sequence[OutgoingMessage]) -> None:
         """Send messages with it."""
@@ -69,10 +68,9 @@ class RowTransaction:
 
     async def _commit(self, transaction: Transaction, _key: str) -> TransactionResult:
         """Send the row's operation first: what else the handler writes is refused in vain where the row has moved."""
-        own = 1 if len(transaction.operations) == 1 or transaction.operations[-2].op != "assert" else 2
-        ordered = (*transaction.operations[-own:], *transaction.operations[:-own])
+        *others, own = transaction.operations
         request = _requests.transact(
-            transaction.model_copy(update={"operations": ordered}), self._key, dry_run=False
+            transaction.model_copy(update={"operations": (own, *others)}), self._key, dry_run=False
         )
         answer = transaction_from(await self._client._send(request), dry_run=False)  # noqa: SLF001 - as its own transactions
-        return TransactionResult.model_construct(results=(*answer.results[own:], *answer.results[:own]))
+        return TransactionResult.model_construct(results=(*answer.results[1:], *answer.results[:1]))

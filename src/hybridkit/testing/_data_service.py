@@ -83,7 +83,7 @@ class FakeDataService:
 
     @property
     def emitted(self) -> Sequence[Emission]:
-        """The events and commands of all transactions, in commit order."""
+        """The events and commands of all transactions, in commit order, without those that were cancelled in time."""
         return self._store.emitted
 
     def record[RecordT: Record[Any]](

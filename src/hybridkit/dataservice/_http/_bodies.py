@@ -126,7 +126,7 @@ class RequestBodies:
         increment: Mapping[str, int | float] | None = None,
         at: str = "",
     ) -> Upsert:
-        """Make the operation of `PUT`, or of an `upsert` in a transaction or batch.
+        """Make the operation of `PUT`, or of an `upsert` or `replace` in a transaction or batch.
 
         Args:
             record_id: the id.
@@ -295,6 +295,7 @@ type RecordOperation = (
     | contract.CreateOperation
     | contract.UpdateOperation
     | contract.UpsertOperation
+    | contract.ReplaceOperation
     | contract.DeleteOperation
 )
 
@@ -323,6 +324,14 @@ def _operation(wanted: "RecordOperation", bodies: Mapping[str, RequestBodies], a
         case contract.UpsertOperation():
             return resource_bodies.upsert(
                 record_id, encode_json(wanted.data), increment=wanted.increment, at=at
+            )
+        case contract.ReplaceOperation():
+            return resource_bodies.upsert(
+                record_id,
+                encode_json(wanted.data),
+                only="present",
+                if_match=read_tag(wanted.if_match, at),
+                at=at,
             )
         case contract.DeleteOperation():
             return resource_bodies.delete(record_id, if_match=read_tag(wanted.if_match, at), at=at)

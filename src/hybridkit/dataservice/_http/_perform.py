@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
+from uuid import UUID
 
 from hybridkit.contract import Emission
 from hybridkit.dataservice._http._requests import ContractRequest, fingerprint, key_of
@@ -18,6 +19,7 @@ async def perform(
     appends: Sequence[StreamAppend] = (),
     call: CallWork | None = None,
     emit: tuple[Emission, ...] = (),
+    cancel: tuple[UUID, ...] = (),
     isolation: Literal["read_committed", "repeatable_read", "serializable"] = "read_committed",
 ) -> Outcome:
     """Have the store do the operations once per key, or only try them where the caller prefers `tx=rollback`.
@@ -29,6 +31,7 @@ async def perform(
         appends: appends to streams, in the same transaction.
         call: the work of a service's own call, instead of operations.
         emit: the events and commands for the outbox.
+        cancel: ids of earlier events that are not to be published.
         isolation: the isolation level of the transaction.
 
     Raises:
@@ -53,6 +56,7 @@ async def perform(
         appends=tuple(appends),
         call=call,
         emit=emit,
+        cancel=cancel,
         isolation=isolation,
         minimal=call is None and preferences.minimal(),
         dry_run=preferences.rolled_back(),

@@ -22,6 +22,7 @@ _ACCESSES: Final[Mapping[str, tuple[Access, ...]]] = {
     "create": ("create",),
     "update": ("update",),
     "upsert": ("create", "update"),
+    "replace": ("update",),
     "delete": ("delete",),
     "append": ("append",),
 }
@@ -55,7 +56,7 @@ class TransactRoute:
         body, members = await read_object(request)
         transaction = read_transaction(body, members)
         self._check_accesses(callers, request.caller, transaction)
-        if transaction.emit and not request.app.state.can_emit:
+        if (transaction.emit or transaction.cancel) and not request.app.state.can_emit:
             raise NotSupportedError("this data service has no broker, so nothing would publish the events")
         appends = read_appends(transaction, members, self._streams)
         check_appendable(request, appends.values())
@@ -66,6 +67,7 @@ class TransactRoute:
             appends=tuple(appends.values()),
             members=without_times(members),
             emit=transaction.emit,
+            cancel=transaction.cancel,
             isolation=transaction.isolation,
         )
         headers = replay_headers(outcome)

@@ -67,7 +67,7 @@ class MemoryStore:
             servers of MongoDB do.
 
     Attributes:
-        emitted: the events and commands of all writes, in commit order.
+        emitted: the events and commands of all writes, in commit order, without those that were cancelled in time.
         streams: the streams of events.
     """
 
@@ -91,6 +91,7 @@ class MemoryStore:
             for name, other in fields.items():
                 self._table(resource).refer(name, self._table(other))
         self._has_transactions = has_transactions
+        self._emitters: dict[object, str] = {}
         self._done: dict[tuple[str, str], _Kept] = {}
         self._in_flight = InFlight()
         self._turn = asyncio.Lock()
@@ -203,7 +204,7 @@ class MemoryStore:
     async def _write(self, write: Write) -> Outcome:
         async with self._turn:
             before = {name: dict(table.rows) for name, table in self._tables.items()}
-            emitted, streams = len(self.emitted), self.streams.mark()
+            emitted, streams = list(self.emitted), self.streams.mark()
             committed = False
             try:
                 outcome = await self._do(write)
@@ -215,7 +216,7 @@ class MemoryStore:
                 return outcome
             finally:
                 if not committed:
-                    del self.emitted[emitted:]
+                    self.emitted[:] = emitted
                     self.streams.restore(streams)
                     for name, rows in before.items():
                         self._tables[name].rows = rows
@@ -231,8 +232,23 @@ class MemoryStore:
             called = await self._call(write.call)
             answer, emit = called.body, (*emit, *called.emit)
         known = {emission.event_id for emission in self.emitted}
-        self.emitted += [emission for emission in emit if emission.event_id not in known]
+        new = [emission for emission in emit if emission.event_id not in known]
+        self._emitters.update((emission.event_id, write.caller) for emission in new)
+        self.emitted += new
+        if write.cancel:
+            self._cancel(write)
         return Outcome(results, answer=answer, versions=tuple(version for version, _ in appended))
+
+    def _cancel(self, write: Write) -> None:
+        moment = now()
+        self.emitted[:] = [
+            each
+            for each in self.emitted
+            if each.event_id not in write.cancel
+            or each.not_before is None
+            or each.not_before <= moment
+            or self._emitters[each.event_id] != write.caller
+        ]
 
     async def _call(self, work: CallWork) -> CallAnswer:
         """Run a service's own call within the deadline, as a database would."""

@@ -11,13 +11,16 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from pymongo import ReturnDocument
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
 
-from hybridkit.codec import now
+from hybridkit.codec import decode_object, now
 from hybridkit.contract import Emission
 from hybridkit.dataservice._mongo._driver._errors import is_duplicate
 from hybridkit.dataservice._outbox._protocol import envelope_of, partition_of
+from hybridkit.dataservice._store._operations import Write
 
 OUTBOX_COLLECTION: Final = "hk_outbox"
 COUNTERS_COLLECTION: Final = "hk_counters"
@@ -89,6 +92,36 @@ def event_rows(emissions: Sequence[Emission], *, service: str, first: int) -> li
             }
         )
     return rows
+
+
+def without_cancelled(rows: Sequence[StoredDocument], write: Write) -> list[StoredDocument]:
+    """Return the rows without those that the write cancels."""
+    return [row for row in rows if row["_id"] not in cancelled_ids(rows, write)] if write.cancel else [*rows]
+
+
+def cancelled_ids(rows: Sequence[StoredDocument], write: Write) -> list[str]:
+    """Return the ids of the rows that the write cancels: its caller's own, whose time has not come."""
+    wanted, moment = {str(event_id) for event_id in write.cancel}, now()
+    return [
+        row["_id"]
+        for row in rows
+        if row["_id"] in wanted
+        and row["not_before"] is not None
+        and row["not_before"] > moment
+        and decode_object(bytes(row["body"]))["service"] == write.caller
+    ]
+
+
+async def cancel_rows(
+    outbox: AsyncCollection[StoredDocument], write: Write, session: AsyncClientSession | None = None
+) -> None:
+    """Delete the rows of the outbox that the write cancels."""
+    if not write.cancel:
+        return
+    waiting = {"_id": {"$in": [str(event_id) for event_id in write.cancel]}, "state": "waiting"}
+    rows = await outbox.find(waiting, session=session).to_list()
+    if ids := cancelled_ids(rows, write):
+        await outbox.delete_many({"_id": {"$in": ids}, "state": "waiting"}, session=session)
 
 
 def with_events(

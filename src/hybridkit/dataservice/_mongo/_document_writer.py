@@ -19,7 +19,15 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
 
 from hybridkit.dataservice._mongo._collection import HIDDEN, ResourceCollection, bookkeeping
-from hybridkit.dataservice._mongo._document_events import EVENTS, SequenceNumbers, event_rows, with_events
+from hybridkit.dataservice._mongo._document_events import (
+    EVENTS,
+    OUTBOX_COLLECTION,
+    SequenceNumbers,
+    cancel_rows,
+    event_rows,
+    with_events,
+    without_cancelled,
+)
 from hybridkit.dataservice._mongo._driver._database import StoredDocument
 from hybridkit.dataservice._mongo._driver._errors import explained_duplicates, is_duplicate
 from hybridkit.dataservice._mongo._filters import condition
@@ -81,6 +89,8 @@ class DocumentWriter:
         except RejectedError:
             await self._keys.forget(write)
             raise
+        # After the write: a crash in between leaves a message that comes late, and its consumer has to tell.
+        await cancel_rows(self._database[OUTBOX_COLLECTION], write)
         if not outcome.replayed:
             count("acquired")
             if write.emit or write.call is not None:
@@ -132,7 +142,8 @@ class DocumentWriter:
         leaving, staying = entries[:-EMBEDDED_KEYS], entries[-EMBEDDED_KEYS:]
         # To the claims first: after a crash in between an outcome is there twice, and never lost.
         await self._keys.take_over(leaving)
-        hidden = with_events(replacement.document[HIDDEN], before.get(EVENTS, ()), await self._events(write))
+        earlier = without_cancelled(before.get(EVENTS, ()), write)
+        hidden = with_events(replacement.document[HIDDEN], earlier, await self._events(write))
         return {**replacement.document, HIDDEN: {**hidden, "keys": staying}}
 
     async def _events(self, write: Write, answer: CallAnswer | None = None) -> list[StoredDocument]:

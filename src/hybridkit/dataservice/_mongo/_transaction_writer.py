@@ -23,6 +23,7 @@ from hybridkit.dataservice._mongo._document_events import (
     EVENTS,
     OUTBOX_COLLECTION,
     SequenceNumbers,
+    cancel_rows,
     event_rows,
     with_events,
 )
@@ -112,6 +113,7 @@ class TransactionWriter:
         results = tuple([await self._apply(session, operation, write) for operation in write.operations])
         answer = None if write.call is None else await self._called(session, write.call)
         await self._emit(session, write, answer)
+        await cancel_rows(self._database[OUTBOX_COLLECTION], write, session)
         outcome = Outcome(results, answer=b"" if answer is None else answer.body)
         if not write.dry_run:
             try:

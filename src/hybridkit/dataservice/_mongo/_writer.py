@@ -73,5 +73,5 @@ class MongoWriter:
             self._capabilities.require_transactions("a dry run")
         if len(write.operations) > 1:
             self._capabilities.require_transactions("a write of several records")
-        simple = len(write.operations) == 1 and not write.emit
+        simple = len(write.operations) == 1 and not write.emit and not write.cancel
         return self._capabilities.transactions and (write.dry_run or not simple)

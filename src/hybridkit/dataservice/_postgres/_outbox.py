@@ -11,6 +11,7 @@ from sqlalchemy import Uuid, any_, delete, func, literal, select, update
 from sqlalchemy.dialects.postgresql import ARRAY, BIGINT, insert
 from sqlalchemy.sql.elements import ColumnElement
 
+from hybridkit.codec import encode_json
 from hybridkit.context import RequestContext, bind
 from hybridkit.contract import Emission
 from hybridkit.dataservice._outbox._protocol import (
@@ -32,6 +33,7 @@ from hybridkit.dataservice._postgres._driver._pool import Pool, Session
 from hybridkit.dataservice._postgres._keys import lock_number
 from hybridkit.dataservice._postgres._outbox_sql import (
     BACKLOG,
+    CANCEL,
     COUNT_LEASES,
     HEARTBEAT,
     MARK,
@@ -70,6 +72,18 @@ async def add_emissions(session: Session, emissions: Sequence[Emission], *, serv
     await session.execute(
         insert(OUTBOX).values(rows).on_conflict_do_nothing(index_elements=[_COLUMNS.event_id])
     )
+
+
+async def cancel_emissions(session: Session, event_ids: Sequence[UUID], *, service: str) -> None:
+    """Take back events and commands of the service whose time has not come, so that they are not published."""
+    if event_ids:
+        bound = CANCEL.bindparams(event_ids=list(event_ids), service=service_member(service))
+        await session.execute(bound)
+
+
+def service_member(service: str) -> str:
+    """Return the sender's name as it stands in an envelope, up to the next member."""
+    return f"{encode_json(service).decode()},"
 
 
 def ordering_locks(emissions: Sequence[Emission]) -> list[int]:

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Double, Integer, Text, bindparam, text
+from sqlalchemy import BigInteger, Double, Integer, Text, Uuid, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.sql.elements import TextClause
 
@@ -16,6 +16,17 @@ _TEXTS: Final = ARRAY(Text())
 _END: Final = f"now() + interval '{LEASE_SECONDS} seconds'"
 _READY: Final = "published_at IS NULL AND parked_at IS NULL AND not_before IS NULL"
 _LATER: Final = "published_at IS NULL AND parked_at IS NULL AND not_before IS NOT NULL"
+
+
+CANCELLABLE: Final = f"{_LATER} AND not_before > now()"
+"""The condition for rows that no relay looks at yet."""
+EMITTED_BY: Final = (
+    "starts_with(split_part(convert_from(hk_outbox.body, 'UTF8'), ',\"service\":', 2), {service})"
+)
+"""The condition for rows of one service, whose `service_member` it takes.
+
+The member stands before the data in every envelope, and quotes in the type before it are escaped: no data can feign it.
+"""
 
 
 def _sql(statement: str, **types: Any) -> TextClause:
@@ -93,6 +104,15 @@ WAITING: Final = _sql(
     partitions=_NUMBERS,
     without=_TEXTS,
     most=Integer(),
+)
+
+CANCEL: Final = _sql(
+    f"""
+    DELETE FROM hk_outbox
+    WHERE event_id = ANY (:event_ids) AND {CANCELLABLE} AND {EMITTED_BY.format(service=":service")}
+    """,  # noqa: S608 - made of constants # nosec B608
+    event_ids=ARRAY(Uuid()),
+    service=Text(),
 )
 
 # The leases stay locked until the commit, so that none is taken over between the look at its fence and the marks.

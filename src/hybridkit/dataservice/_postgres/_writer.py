@@ -10,13 +10,13 @@ from typing import Final
 from sqlalchemy import select, text
 
 from hybridkit.contract import Emission
-from hybridkit.dataservice._postgres._create_statement import CreateStatement
 from hybridkit.dataservice._postgres._driver._errors import OutdatedError
 from hybridkit.dataservice._postgres._driver._pool import Pool, Session
 from hybridkit.dataservice._postgres._keys import Recorded, claim_key, look_up_key, record_key
 from hybridkit.dataservice._postgres._operations import apply, apply_carefully
-from hybridkit.dataservice._postgres._outbox import add_emissions
+from hybridkit.dataservice._postgres._outbox import add_emissions, cancel_emissions
 from hybridkit.dataservice._postgres._refusals import RefusedError, UnnamedError, explained
+from hybridkit.dataservice._postgres._single_statement import SingleStatement
 from hybridkit.dataservice._postgres._table import ResourceTable
 from hybridkit.dataservice._store._in_flight import PATIENCE_SECONDS, InFlight
 from hybridkit.dataservice._store._kept_outcomes import Reference, decode_outcome, result_of
@@ -52,7 +52,7 @@ class PostgresWriter:
         self._pool = pool
         self._tables = tables
         self._emitted = emitted
-        self._create_statement = CreateStatement(pool, tables)
+        self._single_statement = SingleStatement(pool, tables)
         self._in_flight = InFlight()
 
     def __repr__(self) -> str:
@@ -73,7 +73,7 @@ class PostgresWriter:
             raise
 
     async def _write(self, write: Write) -> Outcome:
-        done = await self._write_by_statement(write) if self._create_statement.takes(write) else None
+        done = await self._write_by_statement(write) if self._single_statement.takes(write) else None
         if done is None:
             done = await self._insist(write)
         if not done.replayed:
@@ -83,7 +83,7 @@ class PostgresWriter:
     async def _write_by_statement(self, write: Write) -> Outcome | None:
         """Return the outcome of a write by one statement; None if it takes a transaction to find out."""
         try:
-            done = await self._create_statement.write(write)
+            done = await self._single_statement.write(write)
         except (UnnamedError, InvalidRequestError):
             return None
         if isinstance(done, tuple):
@@ -157,6 +157,7 @@ class PostgresWriter:
             outcome = Outcome((), answer=answer.body)
             emissions = (*write.emit, *answer.emit)
         await add_emissions(session, emissions, service=write.caller)
+        await cancel_emissions(session, write.cancel, service=write.caller)
         return outcome, emissions
 
     async def _settle(self, session: Session, write: Write, outcome: Outcome) -> None:

@@ -7,6 +7,7 @@ store carries it out once per idempotency key, as a whole or not at all.
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
+from uuid import UUID
 
 from hybridkit.contract import Emission
 from hybridkit.dataservice._store._streams import StreamAppend
@@ -151,6 +152,7 @@ class Write:
         appends: to streams, done before the operations; both are one transaction.
         call: a service's own call, instead of operations.
         emit: events and commands for the outbox.
+        cancel: ids of earlier events of the same caller, not to be published if their `not_before` has not come.
         isolation: of the database transaction.
         minimal: whether the answer names the records only (`Prefer: return=minimal`), so that the key keeps no more.
         dry_run: do all of it, return the outcome, and take it back (`Prefer: tx=rollback`); no key is recorded.
@@ -163,6 +165,7 @@ class Write:
     appends: tuple[StreamAppend, ...] = ()
     call: CallWork | None = None
     emit: tuple[Emission, ...] = ()
+    cancel: tuple[UUID, ...] = ()
     isolation: Literal["read_committed", "repeatable_read", "serializable"] = "read_committed"
     minimal: bool = False
     dry_run: bool = False

@@ -29,7 +29,10 @@ def not_found(operation: Operation) -> NotFoundError:
 def stale_version(operation: Operation, current: str | None) -> StaleVersionError:
     """Return the refusal of a condition on the record's state, which is `current`, or None where it is not there."""
     reason = "is not there" if current is None else "has changed, or was there already"
-    return StaleVersionError(operation.says(f"the record {reason}"), current=current)
+    code = "not_there" if current is None else "stale_version"
+    return StaleVersionError(
+        operation.says(f"the record {reason}"), current=current, errors=pointed(operation, (), code)
+    )
 
 
 def requirement_not_met(operation: Operation, current: str | None) -> RequirementNotMetError:
@@ -63,7 +66,8 @@ def unique_violation(
 def foreign_key_violation(operation: Operation, fields: Sequence[str] = ()) -> ForeignKeyError:
     """Return the refusal of fields that refer to no record, or of a delete of a record that others refer to."""
     if isinstance(operation, Delete):
-        return ForeignKeyError(operation.says("the record is still referred to"))
+        errors = pointed(operation, (), "foreign_key")
+        return ForeignKeyError(operation.says("the record is still referred to"), errors=errors)
     message = "the record refers to one that is not there" if fields else "a reference would lead nowhere"
     return ForeignKeyError(operation.says(message), errors=pointed(operation, fields, "foreign_key"))
 

@@ -3,6 +3,7 @@
 # ruff: noqa: S101 - these are tests
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -95,6 +96,106 @@ class TransactionsConformance:
         assert sorted(answer.pointers) == ["/operations/1/data/odd", "/operations/1/data/tag"]
         unknown = await service.transact({**_create(service), "resource": "nothing"})
         assert unknown.pointers == ["/operations/0/resource"]
+
+    async def test_a_replacement_gives_all_fields(self, service: ServiceUnderTest) -> None:
+        """What its data leaves out has its default; its ETag and its version are new."""
+        old = await service.thing(name="old", rank=3)
+        data = {"tag": service.tag, "name": "new"}
+        answer = await service.transact(_on("replace", old, data=data, if_match=old["etag"]))
+        assert answer.status == 200, answer
+        [new] = answer.json()["results"]
+        assert (new["name"], new["rank"], new["version"]) == ("new", None, 2)
+        assert new["created_at"] == old["created_at"]
+        assert await service.find() == [new]
+        again = await service.transact(_on("replace", new, data=data))
+        assert again.json()["results"][0]["version"] == 3
+
+    async def test_a_replacement_is_of_one_state(self, service: ServiceUnderTest) -> None:
+        """Of ten concurrent ones of the same state one is done, and the others are told the state of now."""
+        old = await service.thing(name="old")
+
+        async def replace(number: int) -> Answer:
+            data = {"tag": service.tag, "name": f"new {number}"}
+            while True:
+                answer = await service.transact(_on("replace", old, data=data, if_match=old["etag"]))
+                if answer.status < 400 or not answer.json()["retryable"]:
+                    return answer
+                await asyncio.sleep(0.05)
+
+        answers = await asyncio.gather(*map(replace, range(10)))
+        assert sorted(answer.status for answer in answers) == [200] + [412] * 9
+        [new] = await service.find()
+        refused = [answer for answer in answers if answer.status == 412]
+        assert {answer.json()["current"] for answer in refused} == {new["etag"]}
+        assert [answer.pointers for answer in refused] == [["/operations/0"]] * 9
+
+    async def test_a_replacement_creates_nothing(self, service: ServiceUnderTest) -> None:
+        """A record that isn't there is in no state: 412, with or without a tag."""
+        missing = _on("replace", {"id": fresh_id()}, data={"tag": service.tag})
+        for operation in (missing, {**missing, "if_match": '"1-1"'}, {**missing, "if_match": '"no tag"'}):
+            answer = await service.transact(operation)
+            assert answer.problem == (412, "PRECONDITION_FAILED"), operation
+        assert await service.find() == []
+
+    async def test_a_replacement_is_checked(self, service: ServiceUnderTest) -> None:
+        """Its data is that of a whole record, and a unique value stays unique."""
+        old = await service.thing(name="old")
+        await service.thing(name="other", code=service.tag)
+        odd = await service.transact(
+            _on("replace", old, data={"tag": service.tag, "odd": 1}, if_match=old["etag"])
+        )
+        assert (odd.problem, odd.pointers) == ((422, "VALIDATION"), ["/operations/0/data/odd"])
+        taken = {"tag": service.tag, "code": service.tag}
+        twice = await service.transact(_on("replace", old, data=taken, if_match=old["etag"]))
+        assert twice.problem == (409, "UNIQUE_VIOLATION")
+        assert twice.pointers == ["/operations/0/data/code"]
+
+    async def test_a_repeated_replacement_is_done_once(self, service: ServiceUnderTest) -> None:
+        """With its key it answers as before, and a minimal one without the record."""
+        record = await service.thing(name="old")
+        for minimal in (False, True):
+            headers = {"prefer": "return=minimal"} if minimal else {}
+            data = {"tag": service.tag, "name": f"new {minimal}"}
+            body = {"operations": [_on("replace", record, data=data, if_match=record["etag"])]}
+            key = fresh_id()
+            first = await service.write("POST", "/v1:transact", body, key=key, **headers)
+            again = await service.write("POST", "/v1:transact", body, key=key, **headers)
+            assert first.status == again.status == (204 if minimal else 200), first
+            assert first.body == again.body
+            assert again.headers["idempotency-replayed"] == "true"
+            [record] = await service.find()
+        assert (record["name"], record["version"]) == ("new True", 3)
+
+    async def test_what_a_minimal_transaction_left_is_read_again(self, service: ServiceUnderTest) -> None:
+        """Its key keeps no records: a repetition that asks for them gets those of now."""
+        body = {"operations": [_create(service, name="pen")]}
+        key = fresh_id()
+        first = await service.write("POST", "/v1:transact", body, key=key, prefer="return=minimal")
+        assert (first.status, first.body) == (204, b"")
+        [record] = await service.find()
+        change = await service.transact(_on("update", record, data={"name": "ink"}))
+        assert change.status == 200
+        again = await service.write("POST", "/v1:transact", body, key=key)
+        assert again.json()["results"] == change.json()["results"]
+        assert again.headers["idempotency-reread"] == "true"
+
+    async def test_a_conflict_names_its_operation(self, service: ServiceUnderTest) -> None:
+        """A 412 and a 409 have a pointer to it, so that a client needs no text to tell which record was meant."""
+        service.needs("transactions")
+        old = await service.thing(name="old", code=service.tag)
+        first = _create(service)
+        for operation, pointer in (
+            (_on("assert", old, if_match='"9-9"'), "/operations/1"),
+            (_on("update", old, data={"rank": 1}, if_match='"9-9"'), "/operations/1"),
+            (_on("update", old, data={"rank": 1}, require={"gt": ["rank", 2]}), "/operations/1/require"),
+            (_on("replace", old, data={"tag": service.tag}, if_match='"9-9"'), "/operations/1"),
+            (_on("delete", old, if_match='"9-9"'), "/operations/1"),
+            (_create(service, old["id"]), "/operations/1/id"),
+            (_create(service, code=service.tag), "/operations/1/data/code"),
+        ):
+            answer = await service.transact(first, operation)
+            assert answer.status in {409, 412}, answer
+            assert answer.pointers == [pointer], operation
 
     async def test_an_increment_holds_its_condition(self, service: ServiceUnderTest) -> None:
         """Ten concurrent requests take one of five, and five of them get it."""
@@ -258,6 +359,26 @@ class TransactionsConformance:
         for _ in range(2):
             answer = await service.transact(_create(service), emit=[event])
             assert answer.status == 200, answer
+
+    async def test_a_message_that_waits_can_be_cancelled(self, service: ServiceUnderTest) -> None:
+        """Ids of no waiting message are passed over; what is no id, and too many of them, are refused."""
+        service.needs("events")
+        event_id = fresh_id()
+        timer = {
+            "event_type": "thing.due",
+            "event_id": event_id,
+            "timestamp": format_timestamp(now()),
+            "not_before": format_timestamp(now() + timedelta(days=1)),
+            "request_id": "r",
+            "data": {},
+        }
+        record = (await service.transact(_create(service), emit=[timer])).json()["results"][0]
+        again = await service.transact(_on("update", record, data={"rank": 1}), cancel=[event_id, fresh_id()])
+        assert again.status == 200, again
+        assert (await service.transact(cancel=[event_id])).status == 200
+        assert (await service.transact(cancel=["no uuid"])).pointers == ["/cancel/0"]
+        many = await service.transact(cancel=[fresh_id() for _ in range(101)])
+        assert many.problem == (422, "VALIDATION")
 
     async def test_an_event_that_no_message_can_carry_is_refused(self, service: ServiceUnderTest) -> None:
         """Stored, it could never be sent; what is not refused here comes through."""
