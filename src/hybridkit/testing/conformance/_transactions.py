@@ -364,7 +364,7 @@ class TransactionsConformance:
         """Ids of no waiting message are passed over; what is no id, and too many of them, are refused."""
         service.needs("events")
         event_id = fresh_id()
-        timer = {
+        timer: dict[str, Any] = {
             "event_type": "thing.due",
             "event_id": event_id,
             "timestamp": format_timestamp(now()),
