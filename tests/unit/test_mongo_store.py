@@ -6,6 +6,7 @@ from typing import Any, cast
 import pytest
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
+from hybridkit.dataservice._mongo._audit._entries import MongoAudit
 from hybridkit.dataservice._mongo._document_events import SequenceNumbers
 from hybridkit.dataservice._mongo._document_writer import DocumentWriter
 from hybridkit.dataservice._mongo._driver._capabilities import Capabilities
@@ -106,11 +107,16 @@ async def test_numbers_go_on_when_the_counter_was_removed(
     assert counted == []
 
 
+def _writer(database: Any, capabilities: Capabilities) -> MongoWriter:
+    audit = MongoAudit(database, {})
+    return MongoWriter(database, {}, capabilities=capabilities, audit=audit, emitted=lambda: None)
+
+
 async def test_a_write_that_is_on_its_way_already_is_refused(
     database: Any, capabilities: Capabilities, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The caller hears that the key is in use, and nothing is sent to the server."""
-    writer = MongoWriter(database, {}, capabilities=capabilities, emitted=lambda: None)
+    writer = _writer(database, capabilities)
     monkeypatch.setattr(writer, "_in_flight", Busy())
     write = SimpleNamespace(dry_run=False, operations=(object(),), emit=())
     with pytest.raises(InProgressError):
@@ -119,10 +125,12 @@ async def test_a_write_that_is_on_its_way_already_is_refused(
 
 def test_they_say_what_they_are(database: Any, capabilities: Capabilities) -> None:
     """A log that shows them names the collection and the server, and no address."""
-    writer = MongoWriter(database, {}, capabilities=capabilities, emitted=lambda: None)
+    writer = _writer(database, capabilities)
     assert repr(MongoOutbox(database, ())) == "MongoOutbox('app.hk_outbox')"
     assert "MongoDB 8.0" in repr(writer)
-    assert repr(DocumentWriter(database, {}, emitted=lambda: None)) == "DocumentWriter([])"
-    assert repr(TransactionWriter(database, {}, emitted=lambda: None)) == "TransactionWriter([])"
+    audit = MongoAudit(database, {})
+    assert repr(audit) == "MongoAudit([])"
+    assert repr(DocumentWriter(database, {}, audit=audit, emitted=lambda: None)) == "DocumentWriter([])"
+    assert repr(TransactionWriter(database, {}, audit=audit, emitted=lambda: None)) == "TransactionWriter([])"
     assert repr(Keys(database)) == "Keys('app.hk_outbox')"
     assert repr(SequenceNumbers(database)) == "SequenceNumbers('app.hk_outbox')"

@@ -73,7 +73,8 @@ async def migrate_to(declared: DataServiceDeclaration, url: str, *, wait_seconds
             return
     from hybridkit.dataservice._postgres._schema import migrate  # noqa: PLC0415 - an extra of its own
 
-    await migrate(url, migrations=declared.migrations, wait_seconds=wait_seconds)
+    tables = cast("Mapping[Any, Any]", declared.tables)
+    await migrate(url, migrations=declared.migrations, tables=tables, wait_seconds=wait_seconds)
 
 
 async def statements_for(declared: DataServiceDeclaration, url: str) -> str:
@@ -108,7 +109,11 @@ async def write_revision_of(declared: DataServiceDeclaration, url: str, message:
             f"the tables have {len(bases)} declarative bases, and their revisions are one history: use one base"
         )
     return await write_changes(
-        url, metadata=next(iter(bases.values())), migrations=declared.migrations, message=message
+        url,
+        metadata=next(iter(bases.values())),
+        migrations=declared.migrations,
+        message=message,
+        tables=cast("Mapping[Any, Any]", declared.tables),
     )
 
 

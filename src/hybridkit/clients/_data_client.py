@@ -1,7 +1,8 @@
 """The client of a data service: a typed method for each of its routes."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
+from datetime import datetime
 from itertools import batched
 from typing import Any, Self
 
@@ -18,6 +19,7 @@ from hybridkit.clients._answers import (
     transaction_from,
     written_record,
 )
+from hybridkit.clients._audit._history import HistorySource, record_as_of
 from hybridkit.clients._base import BaseClient
 from hybridkit.clients._coalescer import Coalescer
 from hybridkit.clients._find import Find
@@ -35,8 +37,8 @@ from hybridkit.codec import check_size
 from hybridkit.context import bind, current
 from hybridkit.contract import MAX_BATCH, MAX_BODY_BYTES, Transaction, TransactionResult
 from hybridkit.contract._fields import parse_id
-from hybridkit.errors import AnswerTooLargeError, NotFoundError
-from hybridkit.resources import Call, Record, Resource
+from hybridkit.errors import AnswerTooLargeError, InvalidRequestError, NotFoundError
+from hybridkit.resources import AUDIT, AuditEntry, Call, Record, Resource
 from hybridkit.resources._resource import AnyResource
 
 
@@ -120,6 +122,50 @@ class DataClient(BaseClient):
     def find[RecordT: Record[Any]](self, resource: Resource[RecordT, Any, Any]) -> Find[RecordT]:
         """Begin a query: it has all records until `where`, `order_by`, `page_size` and `select` say otherwise."""
         return Find(self._source, resource, resource.record)
+
+    def history[RecordT: Record[Any]](
+        self, resource: Resource[RecordT, Any, Any], id: RecordId
+    ) -> Find[AuditEntry]:
+        """Begin a query for the changes of an audited record, in their order, also of one that is gone.
+
+        ```python
+        async for entry in client.history(USERS, user_id).where(AUDIT["operation"] == "update"):
+            print(entry.created_at, entry.user_id, entry.changes["email"].before)
+        ```
+
+        `where` and `order_by` take the fields of `AUDIT`. Values in `changes` have the types of the record's fields.
+
+        Raises:
+            InvalidRequestError: the resource isn't declared with `audited=True`, or can't have that id.
+        """
+        if not resource.audited:
+            raise InvalidRequestError(f"{resource.name} has no history: it isn't declared with audited=True")
+        source = HistorySource(self._source, resource, parse_id(resource, id))
+        return Find(source, AUDIT, AuditEntry)
+
+    async def as_of[RecordT: Record[Any]](
+        self, resource: Resource[RecordT, Any, Any], id: RecordId, moment: datetime
+    ) -> RecordT | None:
+        """Return an audited record as it was at a moment; None if it was not there.
+
+        The record's present state is taken back change by change, so the trail has to reach back to the moment, not to
+        the record's beginning. A field that the trail hides, and that has changed since, is `"***"`, or None where it
+        takes no text. The ETag is of no state that the record can be in: an update by what it was is refused.
+
+        Args:
+            resource: the kind of record, declared with `audited=True`.
+            id: its id.
+            moment: the moment; a naive one is taken as UTC.
+
+        Raises:
+            InvalidRequestError: the resource isn't declared with `audited=True`, or can't have that id.
+            ResponseError: the record's model doesn't take the values that were kept.
+        """
+        history = self.history(resource, id)
+        present: RecordT | None = None
+        with suppress(NotFoundError):
+            present = await self._get_one(resource, parse_id(resource, id))
+        return await record_as_of(resource, present, history, moment)
 
     # ── writes of one record ─────────────────────────────────────────────────────────────────────
 

@@ -35,16 +35,22 @@ class QuerySource:
         self._max_line_bytes = max_line_bytes
 
     async def fetch_page[ItemT: BaseModel](
-        self, resource: AnyResource, model: type[ItemT], query: Query, *, count: Counting | None
+        self,
+        resource: AnyResource,
+        model: type[ItemT],
+        query: Query,
+        *,
+        count: Counting | None,
+        path: str | None = None,
     ) -> Page[ItemT]:
-        """Return the page that the query asks for."""
-        return page_from(resource, model, await self._send(_requests.page(resource, query, count)))
+        """Return the page that the query asks for, of the collection or of another path."""
+        return page_from(resource, model, await self._send(_requests.page(resource, query, count, path)))
 
     async def export[ItemT: BaseModel](
-        self, resource: AnyResource, model: type[ItemT], query: Query
+        self, resource: AnyResource, model: type[ItemT], query: Query, *, path: str | None = None
     ) -> AsyncGenerator[ItemT]:
         """Yield every record of the query."""
-        async with self._stream(_requests.export(resource, query)) as answer:
+        async with self._stream(_requests.export(resource, query, path)) as answer:
             records = read_export(
                 answer.chunks, adapter_of(model), what=resource.name, max_line_bytes=self._max_line_bytes
             )

@@ -41,13 +41,13 @@ def get_batch(resource: AnyResource, ids: Sequence[object]) -> Intent:
     return _read(f"{resource.path}:batch_get", body)
 
 
-def page(resource: AnyResource, query: Query, count: Counting | None) -> Intent:
-    path, body = _query(resource, query)
+def page(resource: AnyResource, query: Query, count: Counting | None, path: str | None = None) -> Intent:
+    path, body = _query(resource, query, path)
     return _read(path, body) if count is None else _read(path, body, {"prefer": f"count={count}"})
 
 
-def export(resource: AnyResource, query: Query) -> Intent:
-    path, body = _query(resource, query)
+def export(resource: AnyResource, query: Query, path: str | None = None) -> Intent:
+    path, body = _query(resource, query, path)
     return _read(path, body, {"accept": NDJSON_MEDIA_TYPE})
 
 
@@ -55,11 +55,14 @@ def aggregate(resource: AnyResource, aggregation: Mapping[str, Any]) -> Intent:
     return _read(f"{resource.path}:aggregate", encode_query(aggregation))
 
 
-def _query(resource: AnyResource, query: Query) -> tuple[str, bytes]:
-    """Return path and body: the GET form, which logs and caches understand, while it fits into a URL."""
+def _query(resource: AnyResource, query: Query, path: str | None) -> tuple[str, bytes]:
+    """Return path and body: the GET form, which logs and caches understand, while it fits into a URL.
+
+    A path that isn't the collection's own has no other form.
+    """
     params = query.to_params()
-    url = f"{resource.path}?{query_string(params)}" if params else resource.path
-    if len(url) <= MAX_URL_LENGTH:
+    url = f"{path or resource.path}?{query_string(params)}" if params else path or resource.path
+    if path is not None or len(url) <= MAX_URL_LENGTH:
         return url, b""
     return f"{resource.path}:query", encode_query(query.to_json())
 

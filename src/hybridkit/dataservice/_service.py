@@ -15,6 +15,7 @@ from hybridkit.dataservice._http._callers import Callers, Grant, check_grants
 from hybridkit.dataservice._http._own_calls import CallHandler
 from hybridkit.dataservice._http._routes import add_routes
 from hybridkit.dataservice._outbox._relay import EventSink, Relay
+from hybridkit.dataservice._store._audit import AUDIT_DAYS
 from hybridkit.dataservice._store._protocol import Store
 from hybridkit.dataservice._traced_store import TracedStore
 from hybridkit.errors import DeclarationError, MissingExtraError
@@ -171,6 +172,8 @@ def _store_on_postgres(
             name=settings.service_name,
             pool_size=settings.database_pool_size if isinstance(settings, PostgresSettings) else POOL_SIZE,
             migrations=migrations,
+            mapped=tables,
+            audit_days=getattr(settings, "audit_days", AUDIT_DAYS),
             wait_seconds=settings.start_budget_seconds,
         )
 
@@ -189,7 +192,12 @@ def _store_on_mongo(collections: "Mapping[AnyResource, DocumentCollection]") -> 
     }
 
     def open_store(settings: Any) -> AbstractAsyncContextManager[Store]:
-        return open_mongo_store(settings.database_url.get_secret_value(), named, name=settings.service_name)
+        return open_mongo_store(
+            settings.database_url.get_secret_value(),
+            named,
+            name=settings.service_name,
+            audit_days=getattr(settings, "audit_days", AUDIT_DAYS),
+        )
 
     return open_store
 

@@ -3,7 +3,7 @@
 https://opentelemetry.io/docs/specs/semconv/database/database-spans/
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -27,7 +27,7 @@ from hybridkit.dataservice._store._protocol import EncodedPage, EncodedRecord, E
 from hybridkit.dataservice._store._streams import Streams
 from hybridkit.errors import RejectedError
 from hybridkit.observability import span
-from hybridkit.resources import Aggregation, Filter, Query
+from hybridkit.resources import AUDIT, Aggregation, Filter, Query
 from hybridkit.resources._resource import AnyResource
 
 MAX_SUMMARY_CHARS: Final = 255
@@ -147,6 +147,12 @@ class TracedStore:
             attributes["db.operation.batch.size"] = size
         summary = " ".join(" ".join(step) for step in steps)[:MAX_SUMMARY_CHARS]
         return await self._answered(summary or "call", attributes, self._store.write(write))
+
+    async def blank_audit(
+        self, resource: AnyResource, fields: Collection[str], record_ids: Collection[Any]
+    ) -> int:
+        """Return what the store does."""
+        return await self._read(Update, AUDIT, self._store.blank_audit(resource, fields, record_ids))
 
     async def signing_key(self) -> bytes:
         """Return what the store does, without a span."""

@@ -55,16 +55,21 @@ from hybridkit.resources._aggregations import (
     smallest,
     total,
 )
+from hybridkit.resources._audit import AUDIT, AuditEntry, AuditOperation, Change
 from hybridkit.resources._filters import And, Compare, Field, Filter, Not, Operator, Or
 from hybridkit.resources._queries import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, Direction, Query
 from hybridkit.resources._resource import Call, Record, Resource
 
 __all__ = [
+    "AUDIT",
     "DEFAULT_PAGE_SIZE",
     "MAX_PAGE_SIZE",
     "Aggregation",
     "And",
+    "AuditEntry",
+    "AuditOperation",
     "Call",
+    "Change",
     "Compare",
     "Direction",
     "Field",

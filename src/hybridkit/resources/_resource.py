@@ -88,6 +88,8 @@ class Resource[RecordT: Record[Any], CreateT: BaseModel, UpdateT: BaseModel]:
         soft_delete: a deleted record is only hidden, and `undelete` brings it back.
         require_match: an update or delete of a record that is there has to name the state that the caller has read
             (its ETag), or it is refused with 428.
+        audited: each change of a record is kept as an `AuditEntry`, in the transaction of the change.
+        audit_hide: fields of which the audit trail keeps only that they have changed.
     """
 
     name: str
@@ -98,6 +100,8 @@ class Resource[RecordT: Record[Any], CreateT: BaseModel, UpdateT: BaseModel]:
     sortable: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
     soft_delete: bool = dataclasses.field(default=False, kw_only=True)
     require_match: bool = dataclasses.field(default=False, kw_only=True)
+    audited: bool = dataclasses.field(default=False, kw_only=True)
+    audit_hide: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
 
     if TYPE_CHECKING:
         # Makes both type parameters invariant: without it a client's `create(USERS, OrderChanges(...))` would
@@ -108,8 +112,8 @@ class Resource[RecordT: Record[Any], CreateT: BaseModel, UpdateT: BaseModel]:
         """Check the declaration.
 
         Raises:
-            DeclarationError: a name is no snake_case, reserved, or of a field that the record doesn't have; or a field
-                is marked as personal that can't be erased.
+            DeclarationError: a name is no snake_case, reserved, or of a field that the record doesn't have; a field is
+                marked as personal that can't be erased; or fields are hidden from a trail that isn't kept.
         """
         if not NAME_SYNTAX.fullmatch(self.name):
             raise DeclarationError(f"resource {self.name!r}: a name is snake_case with at most 63 characters")
@@ -118,7 +122,9 @@ class Resource[RecordT: Record[Any], CreateT: BaseModel, UpdateT: BaseModel]:
                 raise DeclarationError(
                     f"{self.name}: the query grammar reserves {name!r}; call the field otherwise"
                 )
-        for path in (*self.filterable, *self.sortable):
+        if self.audit_hide and not self.audited:
+            raise DeclarationError(f"{self.name}: audit_hide needs audited=True")
+        for path in (*self.filterable, *self.sortable, *self.audit_hide):
             if path.partition(".")[0] not in self.record.model_fields:
                 raise DeclarationError(f"{self.name}: {self.record.__name__} has no field {path!r}")
         for model in (self.create, self.update):
@@ -180,6 +186,10 @@ class Resource[RecordT: Record[Any], CreateT: BaseModel, UpdateT: BaseModel]:
         """
         return _adapter(self.record, "id").validate_strings(text)
 
+    def field_adapter(self, name: str) -> TypeAdapter[Any]:
+        """Return the adapter for the values of one field of the record, without its null."""
+        return _field_adapter(self.record, name)
+
     def number_of(self, name: str) -> type[int | float | Decimal] | None:
         """Return the type of a number that an update may change, so that an increment can add to it.
 
@@ -201,6 +211,20 @@ def _number(record: type[Record[Any]], name: str) -> type[int | float | Decimal]
 def _adapter(record: type[Record[Any]], path: str) -> TypeAdapter[Any]:
     """Return the adapter for a field without its null, or for anything where the path leads into a document."""
     return TypeAdapter(_annotation(record, path))
+
+
+class _WithNan:
+    """Lets the decimals of an annotation be NaN or infinite, as they may be in a `Record`."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        _allow_nan(schema)
+        return schema
+
+
+@cache
+def _field_adapter(record: type[Record[Any]], name: str) -> TypeAdapter[Any]:
+    return TypeAdapter(Annotated[_annotation(record, name), _WithNan()])
 
 
 @cache

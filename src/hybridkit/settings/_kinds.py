@@ -202,11 +202,13 @@ class PostgresSettings(DataServiceSettings, RabbitSettings):
     Attributes:
         database_url: `postgresql://user:password@host:5432/database`.
         database_pool_size: the connections that one process has for requests; it has three more for itself.
+        audit_days: for how many days the audit trail is kept, to the end of a month.
     """
 
     port: int = Field(default=8001, ge=0, le=65535)
     database_url: PostgresUrl = required("postgresql://user:password@postgres:5432/app?sslmode=verify-full")
     database_pool_size: int = Field(default=10, ge=1, le=500)
+    audit_days: int = Field(default=400, ge=1, le=36_500)
 
 
 class MongoSettings(DataServiceSettings):
@@ -214,7 +216,9 @@ class MongoSettings(DataServiceSettings):
 
     Attributes:
         database_url: `mongodb://user:password@host:27017/database`.
+        audit_days: for how many days the audit trail is kept.
     """
 
     port: int = Field(default=8002, ge=0, le=65535)
     database_url: MongoUrl = required("mongodb://user:password@mongo:27017/app?tls=true")
+    audit_days: int = Field(default=400, ge=1, le=36_500)

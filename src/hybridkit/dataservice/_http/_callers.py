@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _log = get_logger("hybridkit.dataservice")
 
-type Access = Literal["read", "create", "update", "delete", "append"]
+type Access = Literal["read", "create", "update", "delete", "append", "audit"]
 type Granted = AnyResource | AnyStream
 type GrantedResources = Collection[AnyResource | AnyStream] | Literal["*"]
 
@@ -52,6 +52,8 @@ class Grant:
         call: the service's own calls that it may make, whatever else it may do with their resources.
         emit: the events and commands that its transactions may emit; True for all. A command goes into its own queue
             only.
+        audit: the audited resources whose history it may read. No other permission implies it, not even `write`, and
+            nobody may write the audit trail.
     """
 
     read: GrantedResources = ()
@@ -62,6 +64,7 @@ class Grant:
     write: GrantedResources = ()
     call: Collection[AnyCall] = ()
     emit: bool | Collection[type[Event] | type[Command]] = False
+    audit: Collection[AnyResource] | Literal["*"] = ()
 
     @property
     def is_empty(self) -> bool:
@@ -71,6 +74,8 @@ class Grant:
     def allows(self, resource: Granted, access: Access) -> bool:
         """Return whether the caller may access the resource or stream in that way."""
         granted: GrantedResources = getattr(self, access)
+        if access == "audit":
+            return granted == "*" or resource in granted
         return granted == "*" or self.write == "*" or resource in granted or resource in self.write
 
     def allows_call(self, call: AnyCall) -> bool:
@@ -99,20 +104,11 @@ def check_grants(
     """Refuse grants of what the service doesn't have: a caller would be refused, and nobody would see why.
 
     Raises:
-        DeclarationError: a grant names a resource, stream or call that isn't served, or emits what is no event or
-            command.
+        DeclarationError: a grant names a resource, stream or call that isn't served, the history of a resource that
+            isn't audited, or emits what is no event or command.
     """
     for caller, grant in grants.items():
-        for name in (*get_args(Access.__value__), "write"):
-            granted: GrantedResources = getattr(grant, name)
-            served = (
-                streams if name == "append" else resources if name in _OF_RECORDS else (*resources, *streams)
-            )
-            for resource in () if granted == "*" else granted:
-                if resource not in served:
-                    raise DeclarationError(
-                        f"{caller} may {name} {resource!r}, which this service doesn't have"
-                    )
+        _check_granted(caller, grant, resources, streams)
         for call in grant.call:
             if call not in calls:
                 raise DeclarationError(f"{caller} may call {call.path}, which this service doesn't have")
@@ -121,6 +117,20 @@ def check_grants(
                 raise DeclarationError(
                     f"{caller} may emit {message!r}, which is no declared event or command"
                 )
+
+
+def _check_granted(
+    caller: str, grant: Grant, resources: Collection[AnyResource], streams: Collection[AnyStream]
+) -> None:
+    for name in (*get_args(Access.__value__), "write"):
+        granted: GrantedResources = getattr(grant, name)
+        served = streams if name == "append" else resources if name in _OF_RECORDS else (*resources, *streams)
+        for each in () if granted == "*" else granted:
+            if each not in served:
+                raise DeclarationError(f"{caller} may {name} {each!r}, which this service doesn't have")
+    for resource in () if grant.audit == "*" else grant.audit:
+        if not resource.audited:
+            raise DeclarationError(f"{caller} may audit {resource!r}, which isn't declared with audited=True")
 
 
 class Callers:
@@ -195,6 +205,19 @@ class Callers:
         if grant is not None and not grant.allows(resource, access):
             raise _denied(caller, f"{access} {resource.name}")
 
+    def audit_scope(self, caller: str) -> Collection[AnyResource] | None:
+        """Return the resources whose history the caller may read; None for all of them.
+
+        Raises:
+            AccessDeniedError: the caller may read no history.
+        """
+        grant = self._grant(caller)
+        if grant is None or grant.audit == "*":
+            return None
+        if not grant.audit:
+            raise _denied(caller, "read the audit trail")
+        return grant.audit
+
     def check_call(self, caller: str, call: AnyCall) -> None:
         """Check that the caller may make a call of the service's own.
 
@@ -222,7 +245,7 @@ class Callers:
 
 
 _NOTHING: Final = Grant()
-_OF_RECORDS: Final = frozenset({"create", "update", "delete"})
+_OF_RECORDS: Final = frozenset({"create", "update", "delete", "audit"})
 
 
 def _denied(caller: str, what: str) -> AccessDeniedError:

@@ -39,14 +39,12 @@ class QueryRoutes:
 
     async def find(self, request: ContractRequest) -> Response:
         """Answer `GET` of the collection with a page or, as NDJSON, with an export."""
-        return await self._read(
-            request, Query.from_params(self._resource, request.query_params.multi_items())
-        )
+        return await self.read(request, Query.from_params(self._resource, request.query_params.multi_items()))
 
     async def query(self, request: ContractRequest) -> Response:
         """Answer a query in the body, as `find` does one in the URL."""
         _, members = await read_object(request)
-        return await self._read(request, Query.from_json(self._resource, members))
+        return await self.read(request, Query.from_json(self._resource, members))
 
     async def aggregate(self, request: ContractRequest) -> Response:
         """Answer with the rows of an aggregation or, on MongoDB, of a pipeline."""
@@ -59,7 +57,8 @@ class QueryRoutes:
             )
         return items_response(rows)
 
-    async def _read(self, request: ContractRequest, query: Query) -> Response:
+    async def read(self, request: ContractRequest, query: Query) -> Response:
+        """Answer with one page of a query, or with all of it where the caller accepts lines."""
         if request.media_type == NDJSON:
             return await begin_export(request, self._resource, query)
         store = request.store

@@ -17,7 +17,7 @@ from hybridkit.dataservice._http._responses import (
     not_modified,
     write_response,
 )
-from hybridkit.dataservice._http._router import ContractRouter, Endpoint
+from hybridkit.dataservice._http._router import UNDELETE, ContractRouter, Endpoint
 from hybridkit.dataservice._store._operations import Operation, Undelete
 from hybridkit.errors import InvalidRequestError, NotFoundError, StaleVersionError
 from hybridkit.ids import derived_id
@@ -46,7 +46,8 @@ class RecordRoutes:
         router.add_record(resource, "PATCH", Endpoint(self.patch, resource, ("update",), prefers=True))
         router.add_record(resource, "DELETE", Endpoint(self.delete, resource, ("delete",), offers=()))
         if resource.soft_delete:
-            router.add_undelete(resource, Endpoint(self.undelete, resource, ("delete",), prefers=True))
+            undelete = Endpoint(self.undelete, resource, ("delete",), prefers=True)
+            router.add_record_call(resource, UNDELETE, "POST", undelete)
 
     async def get(self, request: ContractRequest) -> BytesResponse:
         """Answer `GET` of a record; 304 where the reader has its state already."""

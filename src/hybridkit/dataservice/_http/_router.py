@@ -32,8 +32,8 @@ from hybridkit.streams._stream import AnyStream
 JSON: Final = read_media_type("application/json; charset=utf-8")
 NDJSON: Final = read_media_type("application/x-ndjson; charset=utf-8")
 PREFIX: Final = "/v1/"
-UNDELETE: Final = ":undelete"
-APPEND: Final = ":append"
+UNDELETE: Final = "undelete"
+APPEND: Final = "append"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +148,7 @@ class ContractRouter(BaseRoute):
     def __init__(self) -> None:
         self.path_items: dict[str, PathItem] = {}
         self._records: dict[str, PathItem] = {}
-        self._undeletes: dict[str, PathItem] = {}
-        self._appends: dict[str, PathItem] = {}
+        self._record_calls: dict[tuple[str, str], PathItem] = {}
         self._natural: set[str] = set()
 
     def __repr__(self) -> str:
@@ -173,14 +172,16 @@ class ContractRouter(BaseRoute):
         if resource.record.model_fields["id"].annotation is str:
             self._natural.add(resource.name)
 
-    def add_undelete(self, resource: AnyResource, endpoint: Endpoint) -> None:
-        """Add the endpoint that undoes a soft delete of the resource's records."""
-        self._undeletes[resource.name] = self.add(f"{resource.path}/{{id}}{UNDELETE}", "POST", endpoint)
+    def add_record_call(
+        self, resource: AnyResource | AnyStream, name: str, method: str, endpoint: Endpoint
+    ) -> None:
+        """Add the endpoint of `{id}:{name}`, such as the one that undoes a soft delete."""
+        self._record_calls[resource.name, name] = self.add(f"{resource.path}/{{id}}:{name}", method, endpoint)
 
     def add_stream(self, stream: AnyStream, *, read: Endpoint, append: Endpoint) -> None:
         """Add the endpoints of one stream of a kind, whose ids are natural keys."""
         self._records[stream.name] = self.add(f"{stream.path}/{{id}}", "GET", read)
-        self._appends[stream.name] = self.add(f"{stream.path}/{{id}}{APPEND}", "POST", append)
+        self.add_record_call(stream, APPEND, "POST", append)
         self._natural.add(stream.name)
 
     def matches(self, scope: Any) -> tuple[Match, Any]:
@@ -189,7 +190,7 @@ class ContractRouter(BaseRoute):
             return Match.NONE, {}
         path: str = scope["path"]
         root: str = scope.get("root_path", "")
-        item, record_id = self._find(path.removeprefix(root) if root else path, scope["method"])
+        item, record_id = self._find(path.removeprefix(root) if root else path, scope)
         if item is None:
             return Match.NONE, {}
         known = item.endpoint(scope["method"]) is not None
@@ -220,19 +221,28 @@ class ContractRouter(BaseRoute):
         response = await endpoint.handler(request)
         await response.send(receive, send, _common_headers(request, endpoint, waited))
 
-    def _find(self, path: str, method: str) -> tuple[PathItem | None, str]:
+    def _find(self, path: str, scope: Any) -> tuple[PathItem | None, str]:
         name, slash, record_id = path[len(PREFIX) :].partition("/")
         if not slash or not path.startswith(PREFIX):
             return self.path_items.get(path), ""
         # A natural key may have a slash in it, sent as %2F, which servers decode before the application; and a colon.
         natural = name in self._natural
-        if record_id.endswith(UNDELETE) and name in self._undeletes and (method == "POST" or not natural):
-            return self._undeletes[name], record_id.removesuffix(UNDELETE)
-        if record_id.endswith(APPEND) and name in self._appends and method == "POST":
-            return self._appends[name], record_id.removesuffix(APPEND)
+        called, colon, call = record_id.rpartition(":")
+        item = self._record_calls.get((name, call)) if colon else None
+        if item is not None and (not natural or self._names_call(name, call, scope)):
+            return item, called
         if "/" in record_id and not natural:
             return None, ""
         return self._records.get(name), record_id
+
+    def _names_call(self, name: str, call: str, scope: Any) -> bool:
+        """Return whether the end of a path is a call, and not of a natural key, in which a client encodes the colon."""
+        method, raw = scope["method"], scope.get("raw_path")
+        if self._records[name].endpoint(method) is None:
+            return True
+        if self._record_calls[name, call].endpoint(method) is None:
+            return False
+        return raw is None or raw.endswith(f":{call}".encode())
 
 
 class ContractMiddleware:

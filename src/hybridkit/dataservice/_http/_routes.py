@@ -9,6 +9,7 @@ from starlette.routing import Route
 
 from hybridkit._asgi_types import ASGIApp, Receive, Scope, Send
 from hybridkit.contract import CALLER_HEADER
+from hybridkit.dataservice._http._audit._routes import AuditRoutes
 from hybridkit.dataservice._http._batch_routes import BatchRoutes
 from hybridkit.dataservice._http._bodies import RequestBodies
 from hybridkit.dataservice._http._call_routes import CallRoute
@@ -45,8 +46,8 @@ def add_routes(
         streams: the kinds of streams.
 
     Raises:
-        DeclarationError: a call doesn't fit the resources or its handler, or a stream has the name of another stream or
-            a resource.
+        DeclarationError: a call doesn't fit the resources or its handler, a stream has the name of another stream or
+            a resource, or a resource has the audit trail's name.
     """
     calls = calls or {}
     check_calls(calls, bodies)
@@ -55,6 +56,7 @@ def add_routes(
         RecordRoutes(resource_bodies).add_to(router)
         QueryRoutes(resource_bodies).add_to(router)
         BatchRoutes(resource_bodies).add_to(router)
+    AuditRoutes([each.resource for each in bodies.values()]).add_to(router)
     own = [CallRoute(call, handler) for call, handler in calls.items()]
     for call in own:
         call.add_to(router)

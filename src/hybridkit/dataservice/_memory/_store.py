@@ -6,7 +6,7 @@ answers as PostgreSQL and MongoDB.
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import takewhile
 from typing import Any, Final, NamedTuple
@@ -15,9 +15,11 @@ from hybridkit.codec import encode_json, now
 from hybridkit.context import current
 from hybridkit.contract import Emission  # noqa: TC001 - the attribute's type, for whoever reads it
 from hybridkit.dataservice._memory._aggregations import aggregated
+from hybridkit.dataservice._memory._audit import MemoryAudit
 from hybridkit.dataservice._memory._filters import Ordering, fits
 from hybridkit.dataservice._memory._streams import MemoryStreams
 from hybridkit.dataservice._memory._table import MemoryTable, Row, Unique
+from hybridkit.dataservice._store._audit import any_audited
 from hybridkit.dataservice._store._in_flight import InFlight
 from hybridkit.dataservice._store._kept_outcomes import (
     decode_outcome,
@@ -26,7 +28,7 @@ from hybridkit.dataservice._store._kept_outcomes import (
     result_of,
 )
 from hybridkit.dataservice._store._keys import replayed, retention_of
-from hybridkit.dataservice._store._operations import CallAnswer, CallWork, Outcome, Result, Write
+from hybridkit.dataservice._store._operations import CallAnswer, CallWork, Operation, Outcome, Result, Write
 from hybridkit.dataservice._store._protocol import (
     AnswerSpace,
     EncodedPage,
@@ -40,7 +42,7 @@ from hybridkit.errors import (
     NotSupportedError,
     TransactionsUnavailableError,
 )
-from hybridkit.resources import Aggregation, Filter, Query
+from hybridkit.resources import AUDIT, Aggregation, Filter, Query
 from hybridkit.resources._resource import AnyResource
 from hybridkit.streams._stream import AnyStream
 
@@ -87,6 +89,11 @@ class MemoryStore:
         self._tables = {
             resource.name: MemoryTable(resource, (unique or {}).get(resource, ())) for resource in resources
         }
+        self._audit = (
+            MemoryAudit() if any_audited([table.resource for table in self._tables.values()]) else None
+        )
+        if self._audit is not None:
+            self._tables[AUDIT.name] = self._audit.table
         for resource, fields in (references or {}).items():
             for name, other in fields.items():
                 self._table(resource).refer(name, self._table(other))
@@ -223,14 +230,17 @@ class MemoryStore:
 
     async def _do(self, write: Write) -> Outcome:
         appended = [self.streams.append(each, caller=write.caller) for each in write.appends]
-        results = tuple(
-            self._tables[operation.resource.name].apply(operation) for operation in write.operations
-        )
+        results = tuple(self._apply(write, operation) for operation in write.operations)
         answer = b""
         emit = (*write.emit, *(each for _, emissions in appended for each in emissions))
         if write.call is not None:
+            audited = [table for table in self._tables.values() if table.resource.audited]
+            before = [dict(table.rows) for table in audited]
             called = await self._call(write.call)
             answer, emit = called.body, (*emit, *called.emit)
+            for table, rows in zip(audited, before, strict=True):
+                for record_id in rows | table.rows:
+                    self._note(write, table, record_id, rows.get(record_id))
         known = {emission.event_id for emission in self.emitted}
         new = [emission for emission in emit if emission.event_id not in known]
         self._emitters.update((emission.event_id, write.caller) for emission in new)
@@ -250,6 +260,18 @@ class MemoryStore:
             or self._emitters[each.event_id] != write.caller
         ]
 
+    def _apply(self, write: Write, operation: Operation) -> Result:
+        table = self._tables[operation.resource.name]
+        before = table.rows.get(operation.id)
+        result = table.apply(operation)
+        self._note(write, table, operation.id, before)
+        return result
+
+    def _note(self, write: Write, table: MemoryTable, record_id: Any, before: Row | None) -> None:
+        """Add what has become of a record to the audit trail."""
+        if self._audit is not None and table.resource.audited:
+            self._audit.add(write, table.resource, record_id, before, table.rows.get(record_id))
+
     async def _call(self, work: CallWork) -> CallAnswer:
         """Run a service's own call within the deadline, as a database would."""
         context = current()
@@ -261,6 +283,13 @@ class MemoryStore:
             raise DeadlinePassedError("stopped at the deadline; nothing was changed") from None
 
     # ── keeping ──────────────────────────────────────────────────────────────────────────────────
+
+    async def blank_audit(
+        self, resource: AnyResource, fields: Collection[str], record_ids: Collection[Any]
+    ) -> int:
+        """Blank the values of fields in the audit entries of records, and return the number of entries changed."""
+        async with self._turn:
+            return 0 if self._audit is None else self._audit.blank(resource, fields, record_ids)
 
     async def signing_key(self) -> bytes:
         """Return the secret that page tokens are signed with."""

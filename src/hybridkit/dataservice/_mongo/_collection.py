@@ -17,12 +17,12 @@ from hybridkit.errors import DeclarationError
 from hybridkit.resources._resource import AnyResource
 
 HIDDEN: Final = "_hk"
-"""The member of a stored document that readers never see: incarnation, idempotency keys, events, tombstone."""
+"""The member of a stored document that readers never see: incarnation, keys, events, audit entry, tombstone."""
 
 
 _UNKNOWN_TIME: Final = datetime.fromtimestamp(0, UTC)
 """The time of a document that was stored by something else without one: every record has a time."""
-_KEPT: Final[Mapping[str, type]] = {"incarnation": int, "keys": list, "events": list}
+_KEPT: Final[Mapping[str, type]] = {"incarnation": int, "keys": list, "events": list, "audit": list}
 
 
 @dataclass(frozen=True, slots=True)

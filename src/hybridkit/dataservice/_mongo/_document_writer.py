@@ -18,6 +18,7 @@ from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
 
+from hybridkit.dataservice._mongo._audit._entries import ENTRIES, MongoAudit, with_entry
 from hybridkit.dataservice._mongo._collection import HIDDEN, ResourceCollection, bookkeeping
 from hybridkit.dataservice._mongo._document_events import (
     EVENTS,
@@ -58,6 +59,7 @@ class DocumentWriter:
     Args:
         database: for requests.
         collections: by the resource's name.
+        audit: the audit trail.
         emitted: called when a write has added events.
     """
 
@@ -66,8 +68,10 @@ class DocumentWriter:
         database: AsyncDatabase[StoredDocument],
         collections: Mapping[str, ResourceCollection],
         *,
+        audit: MongoAudit,
         emitted: Callable[[], None],
     ) -> None:
+        self._audit = audit
         self._database = database
         self._collections = collections
         self._keys = Keys(database[KEYS_COLLECTION])
@@ -129,21 +133,37 @@ class DocumentWriter:
         result = replacement.result(collection)
         if replacement.only_looks and not write.emit:
             return Outcome((result,))
-        document = await self._with_bookkeeping(write, replacement, stored, result)
+        entry = await self._audit.entry_of(write, collection, stored, replacement)
+        document = await self._with_bookkeeping(write, replacement, stored, result, entry)
         with explained_duplicates(operation):
-            return Outcome((result,)) if await _put(documents, stored, document, replacement) else None
+            if not await _put(documents, stored, document, replacement):
+                return None
+        if entry is not None:
+            self._audit.wake()
+        return Outcome((result,))
 
     async def _with_bookkeeping(
-        self, write: Write, replacement: Replacement, stored: StoredDocument | None, result: Result
+        self,
+        write: Write,
+        replacement: Replacement,
+        stored: StoredDocument | None,
+        result: Result,
+        entry: StoredDocument | None,
     ) -> StoredDocument:
-        """Return the document with the old keys and events and this write's; the oldest keys move to the claims."""
+        """Return the document with the old keys and events and this write's, and its audit entry.
+
+        The oldest keys move to the claims, and an entry before this one to the trail.
+        """
         before: StoredDocument = bookkeeping(stored) if stored else {}
         entries: list[StoredDocument] = [*before.get("keys", ()), entry_for(write, result)]
         leaving, staying = entries[:-EMBEDDED_KEYS], entries[-EMBEDDED_KEYS:]
         # To the claims first: after a crash in between an outcome is there twice, and never lost.
         await self._keys.take_over(leaving)
+        if (waiting := before.get(ENTRIES)) and entry is not None:
+            await self._audit.take_over(waiting)
         earlier = without_cancelled(before.get(EVENTS, ()), write)
         hidden = with_events(replacement.document[HIDDEN], earlier, await self._events(write))
+        hidden = with_entry(hidden, before.get(ENTRIES, ()) if entry is None else [entry])
         return {**replacement.document, HIDDEN: {**hidden, "keys": staying}}
 
     async def _events(self, write: Write, answer: CallAnswer | None = None) -> list[StoredDocument]:

@@ -43,7 +43,7 @@ PIECE_RECORDS: Final = 500
 """The most records in a chunk of an export."""
 PIECE_BYTES: Final = 256 * 1024
 """The size at which a chunk ends; it may be longer by one record."""
-_WITHOUT_KEYS: Final[StoredDocument] = {f"{HIDDEN}.keys": 0}
+_WITHOUT_KEYS: Final[StoredDocument] = {f"{HIDDEN}.keys": 0, f"{HIDDEN}.audit": 0}
 """The projection of reads: the outcomes under a document's keys can be twenty times as large as its record."""
 CLOSE_SECONDS: Final = 1.0
 

@@ -18,6 +18,7 @@ from pymongo.errors import DuplicateKeyError
 from pymongo.write_concern import WriteConcern
 
 from hybridkit.codec import now
+from hybridkit.dataservice._mongo._audit._entries import ENTRIES, MongoAudit, with_entry
 from hybridkit.dataservice._mongo._collection import HIDDEN, ResourceCollection, bookkeeping
 from hybridkit.dataservice._mongo._document_events import (
     EVENTS,
@@ -65,6 +66,7 @@ class TransactionWriter:
     Args:
         database: for requests.
         collections: by the resource's name.
+        audit: the audit trail.
         emitted: called when a write has added events.
     """
 
@@ -73,8 +75,10 @@ class TransactionWriter:
         database: AsyncDatabase[StoredDocument],
         collections: Mapping[str, ResourceCollection],
         *,
+        audit: MongoAudit,
         emitted: Callable[[], None],
     ) -> None:
+        self._audit = audit
         self._database = database
         self._transactions = Transactions(database.client)
         self._collections = collections
@@ -149,6 +153,9 @@ class TransactionWriter:
                 await documents.insert_one(replacement.document, session=session)
             else:
                 await self._replace(session, collection, stored, replacement)
+        entry = await self._audit.entry_of(write, collection, stored, replacement)
+        if entry is not None:
+            await self._audit.add(entry, session)
         return replacement.result(collection)
 
     async def _replace(
@@ -160,6 +167,7 @@ class TransactionWriter:
     ) -> None:
         before = bookkeeping(stored)
         hidden = with_events(replacement.document[HIDDEN], before.get(EVENTS, ()), ())
+        hidden = with_entry(hidden, before.get(ENTRIES, ()))
         document = {**replacement.document, HIDDEN: {**hidden, "keys": before.get("keys", [])}}
         required = {} if replacement.require is None else {"$and": [condition(replacement.require)]}
         replaced = await self._database[collection.name].replace_one(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from pymongo.asynchronous.database import AsyncDatabase
 
+from hybridkit.dataservice._mongo._audit._entries import MongoAudit
 from hybridkit.dataservice._mongo._collection import ResourceCollection
 from hybridkit.dataservice._mongo._document_writer import DocumentWriter
 from hybridkit.dataservice._mongo._driver._capabilities import Capabilities
@@ -26,6 +27,7 @@ class MongoWriter:
         database: for requests.
         collections: by the resource's name.
         capabilities: of its server.
+        audit: the audit trail.
         emitted: called when a write has added events.
     """
 
@@ -35,10 +37,11 @@ class MongoWriter:
         collections: Mapping[str, ResourceCollection],
         *,
         capabilities: Capabilities,
+        audit: MongoAudit,
         emitted: Callable[[], None],
     ) -> None:
-        self._document_writer = DocumentWriter(database, collections, emitted=emitted)
-        self._transaction_writer = TransactionWriter(database, collections, emitted=emitted)
+        self._document_writer = DocumentWriter(database, collections, audit=audit, emitted=emitted)
+        self._transaction_writer = TransactionWriter(database, collections, audit=audit, emitted=emitted)
         self._capabilities = capabilities
         self._in_flight = InFlight()
 

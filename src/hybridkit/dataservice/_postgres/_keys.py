@@ -12,9 +12,11 @@ a race undoes its work and finds the row when it looks again.
 import hashlib
 from typing import Final
 
+from hybridkit.codec import encode_json
 from hybridkit.dataservice._postgres._columns import KEYS
 from hybridkit.dataservice._postgres._driver._errors import constraint_of, database_error
 from hybridkit.dataservice._postgres._driver._pool import Pool, Session
+from hybridkit.dataservice._store._audit import author_of
 from hybridkit.dataservice._store._in_flight import in_progress
 from hybridkit.dataservice._store._kept_outcomes import encode_outcome
 from hybridkit.dataservice._store._keys import retention_of
@@ -25,7 +27,7 @@ type Recorded = tuple[bytes, bytes]
 """The fingerprint of the call that a key was used for, and its outcome, encoded."""
 
 _CLAIM: Final = (
-    "SELECT pg_try_advisory_xact_lock($1) AS is_free, fingerprint, results"
+    "SELECT pg_try_advisory_xact_lock($1) AS is_free, set_config('hk.who', $4, true), fingerprint, results"
     " FROM (VALUES (true)) AS always LEFT JOIN hk_keys ON caller = $2 AND key = $3"
 )
 _LOOK_UP: Final = "SELECT fingerprint, results FROM hk_keys WHERE caller = $1 AND key = $2"
@@ -38,10 +40,12 @@ _RECORD: Final = (
 async def claim_key(session: Session, write: Write) -> Recorded | None:
     """Lock the key until the end of the transaction, or return what was recorded under it.
 
+    The same statement tells the transaction's triggers who makes the write.
+
     Raises:
         InProgressError: another call has the key now.
     """
-    [row] = await session.fetch(_CLAIM, key_lock(write), write.caller, write.key)
+    [row] = await session.fetch(_CLAIM, key_lock(write), write.caller, write.key, author_text(write))
     if row["results"] is not None:
         return row["fingerprint"], row["results"]
     if not row["is_free"]:
@@ -71,6 +75,11 @@ async def record_key(session: Session, write: Write, outcome: Outcome) -> None:
         retention_of(write.key),
         translate=_key_error,
     )
+
+
+def author_text(write: Write) -> str:
+    """Return who makes the write, for the trigger of the audit trail, which reads it from `hk.who`."""
+    return encode_json(author_of(write)).decode()
 
 
 def key_lock(write: Write) -> int:

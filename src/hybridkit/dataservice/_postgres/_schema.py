@@ -9,12 +9,12 @@ import asyncio
 import io
 import time
 from argparse import Namespace
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from alembic import command
 from alembic.config import Config
@@ -26,9 +26,19 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from hybridkit.dataservice._postgres._audit._triggers import (
+    AuditTrigger,
+    add_trigger_changes,
+    install,
+    triggers_of,
+)
 from hybridkit.dataservice._postgres._driver._connection import connect
 from hybridkit.dataservice._postgres._driver._errors import database_error
 from hybridkit.errors import DeclarationError, NotSupportedError, UnavailableError
+
+if TYPE_CHECKING:
+    from hybridkit.dataservice._postgres._columns import RecordColumns
+    from hybridkit.resources._resource import AnyResource
 
 LOCK_KEY: Final = 0x6879627269646B69
 """The advisory lock that one replica holds while it migrates."""
@@ -107,7 +117,13 @@ class History:
         return output.getvalue()
 
     def write(
-        self, connection: Connection, message: str, metadata: MetaData, *, only_changes: bool = False
+        self,
+        connection: Connection,
+        message: str,
+        metadata: MetaData,
+        *,
+        triggers: Sequence[AuditTrigger] = (),
+        only_changes: bool = False,
     ) -> Path | None:
         """Write the revision that leads from the database's tables to the declared ones, and return its file.
 
@@ -115,17 +131,21 @@ class History:
             connection: the connection to a database at the newest revision.
             message: the purpose of the revision.
             metadata: the declared tables.
+            triggers: the declared triggers of the audit trail.
             only_changes: whether to write nothing, and return None, where nothing differs.
         """
         self.versions.mkdir(parents=True, exist_ok=True)
 
-        def drop_empty(_context: Any, _revision: Any, directives: list[MigrationScript]) -> None:
-            upgrade = directives[0].upgrade_ops
-            if only_changes and upgrade is not None and upgrade.is_empty():
+        def complete(_context: Any, _revision: Any, directives: list[MigrationScript]) -> None:
+            upgrade, downgrade = directives[0].upgrade_ops, directives[0].downgrade_ops
+            if upgrade is None or downgrade is None:
+                return
+            add_trigger_changes(connection, triggers, upgrade.ops, downgrade.ops)
+            if only_changes and upgrade.is_empty():
                 directives.clear()
 
         config = self._config(connection, metadata)
-        made = command.revision(config, message, autogenerate=True, process_revision_directives=drop_empty)
+        made = command.revision(config, message, autogenerate=True, process_revision_directives=complete)
         return Path(cast("Script", made).path) if made else None
 
     def _config(
@@ -157,12 +177,20 @@ def histories_of(migrations: Path | str | None) -> tuple[History, ...]:
     return (own, History(versions=Path(migrations), version_table="alembic_version"))
 
 
-async def migrate(url: str, *, migrations: Path | str | None = None, wait_seconds: float = 60.0) -> None:
+async def migrate(
+    url: str,
+    *,
+    migrations: Path | str | None = None,
+    tables: "Mapping[AnyResource, type[RecordColumns]] | None" = None,
+    wait_seconds: float = 60.0,
+) -> None:
     """Migrate the database to the newest revision. One replica does it while the others wait.
 
     Args:
         url: `postgresql://user:password@host:5432/name`.
-        migrations: the folder with the service's revisions; without one only hybridkit's tables are made.
+        migrations: the folder with the service's revisions; without one only hybridkit's tables are made, and the
+            triggers of the audit trail on the given tables.
+        tables: the tables of the service's resources, as for `create_data_service`.
         wait_seconds: how long to wait for another replica that migrates.
 
     Raises:
@@ -173,6 +201,9 @@ async def migrate(url: str, *, migrations: Path | str | None = None, wait_second
         async with migrating_connection(url) as connection, _locked(connection, wait_seconds):
             for history in histories_of(migrations):
                 await connection.run_sync(history.upgrade)
+            if migrations is None and tables is not None:
+                await connection.run_sync(install, triggers_of(tables))
+                await connection.commit()
     except DBAPIError as error:
         found = database_error(error)
         if isinstance(found, UnavailableError):
@@ -185,7 +216,14 @@ def missing_revisions(connection: Connection, histories: Sequence[History]) -> S
     return [revision for history in histories for revision in history.missing(connection)]
 
 
-async def write_revision(url: str, *, metadata: MetaData, migrations: Path | str, message: str) -> Path:
+async def write_revision(
+    url: str,
+    *,
+    metadata: MetaData,
+    migrations: Path | str,
+    message: str,
+    tables: "Mapping[AnyResource, type[RecordColumns]] | None" = None,
+) -> Path:
     """Write the revision that leads from the database's tables to the declared ones, for people to review.
 
     Args:
@@ -193,19 +231,35 @@ async def write_revision(url: str, *, metadata: MetaData, migrations: Path | str
         metadata: the metadata of the declarative base.
         migrations: the folder with the service's revisions.
         message: the purpose of the revision, in a few words; part of the file's name.
+        tables: the tables of the service's resources, whose triggers for the audit trail are compared too.
 
     Returns:
         The path of the file.
     """
+
+    def write(connection: Connection) -> Path | None:
+        return histories_of(migrations)[-1].write(
+            connection, message, metadata, triggers=triggers_of(tables or {})
+        )
+
     async with migrating_connection(url) as connection:
-        return cast("Path", await connection.run_sync(histories_of(migrations)[-1].write, message, metadata))
+        return cast("Path", await connection.run_sync(write))
 
 
-async def write_changes(url: str, *, metadata: MetaData, migrations: Path, message: str) -> Path | None:
+async def write_changes(
+    url: str,
+    *,
+    metadata: MetaData,
+    migrations: Path,
+    message: str,
+    tables: "Mapping[AnyResource, type[RecordColumns]]",
+) -> Path | None:
     """Write a revision as `write_revision` does, but none, and return None, where nothing differs."""
 
     def write(connection: Connection) -> Path | None:
-        return histories_of(migrations)[-1].write(connection, message, metadata, only_changes=True)
+        return histories_of(migrations)[-1].write(
+            connection, message, metadata, triggers=triggers_of(tables), only_changes=True
+        )
 
     async with migrating_connection(url) as connection:
         return await connection.run_sync(write)

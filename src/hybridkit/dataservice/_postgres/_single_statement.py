@@ -3,7 +3,7 @@
 That is one round trip instead of six.
 
 ```
-free    the key's lock, if nobody has it
+free    the key's lock, if nobody has it; the author, for the audit trail
 known   the key's row, if it was used before
 made    the record, if the key is free and not known, and the record to replace is in the state that is asked for
 shown   the record as JSON
@@ -31,7 +31,7 @@ from hybridkit.dataservice._postgres._columns import OUTBOX
 from hybridkit.dataservice._postgres._driver._errors import UNTAKEN, commit_error
 from hybridkit.dataservice._postgres._driver._pool import Pool
 from hybridkit.dataservice._postgres._json_printing import literal, projection, quoted
-from hybridkit.dataservice._postgres._keys import Recorded, key_lock
+from hybridkit.dataservice._postgres._keys import Recorded, author_text, key_lock
 from hybridkit.dataservice._postgres._operations import new_row
 from hybridkit.dataservice._postgres._outbox import ordering_locks, outbox_rows, service_member
 from hybridkit.dataservice._postgres._outbox_sql import CANCELLABLE, EMITTED_BY
@@ -135,6 +135,7 @@ class SingleStatement:
             write.key,
             write.fingerprint,
             retention_of(write.key),
+            author_text(write),
             *state,
             *_converted(row, statement),
             *locks,
@@ -199,8 +200,8 @@ def _translate(error: Exception) -> Exception | None:
 
 # ── the text ──────────────────────────────────────────────────────────────────────────────────────
 
-_FIRST_VALUE: Final = 6
-"""The number of the first field's argument; before it are lock, caller, key, fingerprint and retention."""
+_FIRST_VALUE: Final = 7
+"""The number of the first field's argument; before it are lock, caller, key, fingerprint, retention and author."""
 
 _EVENT_COLUMNS: Final = (
     "event_id",
@@ -239,7 +240,8 @@ def _compile(table: ResourceTable, shape: _Shape) -> _Compiled:
     results = (_reference if shape.minimal else _results)(table, created=shape.creates)
     # Nothing in it comes from a request: names and types are those of the declarations.
     sql = f"""
-        WITH free AS MATERIALIZED (SELECT pg_try_advisory_xact_lock($1) AS is_free),
+        WITH free AS MATERIALIZED (
+            SELECT pg_try_advisory_xact_lock($1) AS is_free, set_config('hk.who', $6, true)),
         known AS MATERIALIZED (SELECT fingerprint, results FROM hk_keys WHERE caller = $2 AND key = $3),
         made AS ({(_insert if shape.creates else _update)(table, values)}),
         shown AS (

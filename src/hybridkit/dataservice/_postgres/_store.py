@@ -1,14 +1,19 @@
 """Store records in PostgreSQL by the contract: reads, and writes that happen once per idempotency key."""
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import delete, func, select, tuple_
 
+from hybridkit.codec import now
 from hybridkit.context import RequestContext, bind
+from hybridkit.dataservice._postgres._audit._erasure import blank
+from hybridkit.dataservice._postgres._audit._table import AuditTable
+from hybridkit.dataservice._postgres._audit._triggers import AuditTrigger, missing_triggers, unaudited_reason
+from hybridkit.dataservice._postgres._audit._upkeep import keep_months
 from hybridkit.dataservice._postgres._columns import KEYS, SECRETS
 from hybridkit.dataservice._postgres._driver._errors import read_only_error
 from hybridkit.dataservice._postgres._driver._pool import Pool
@@ -18,10 +23,16 @@ from hybridkit.dataservice._postgres._schema import History, histories_of, migra
 from hybridkit.dataservice._postgres._streams._table import StreamTable
 from hybridkit.dataservice._postgres._table import ResourceTable
 from hybridkit.dataservice._postgres._writer import PostgresWriter
+from hybridkit.dataservice._store._audit import AUDIT_DAYS
 from hybridkit.dataservice._store._operations import Outcome, Write
 from hybridkit.dataservice._store._pool_metrics import sample_pool
-from hybridkit.errors import UnavailableError
+from hybridkit.errors import DeclarationError, UnavailableError
 from hybridkit.observability import sampled
+from hybridkit.resources import AUDIT
+from hybridkit.resources._resource import AnyResource
+
+if TYPE_CHECKING:
+    from hybridkit.dataservice._postgres._columns import RecordColumns
 
 POOL_SIZE: Final = 10
 OWN_POOL_SIZE: Final = 3
@@ -38,6 +49,7 @@ class PostgresStore(PostgresReader):
         own_pool: the connections for work that must go on while requests use all of theirs.
         tables: the tables by their resource's name.
         histories: the histories whose newest revisions the database must have.
+        audit_days: for how many days the entries of the audit trail are kept.
     """
 
     streams = None
@@ -48,8 +60,13 @@ class PostgresStore(PostgresReader):
         own_pool: Pool,
         tables: Mapping[str, ResourceTable],
         histories: Sequence[History],
+        *,
+        audit_days: int = AUDIT_DAYS,
     ) -> None:
-        super().__init__(pool, tables)
+        self._audited = [table for table in tables.values() if table.resource.audited]
+        super().__init__(pool, {**tables, AUDIT.name: AuditTable(tables)} if self._audited else tables)
+        self._triggers = [AuditTrigger.of(table) for table in self._audited]
+        self._audit_days = audit_days
         self.outbox = PostgresOutbox(own_pool)
         self._writer = PostgresWriter(pool, tables, emitted=self.outbox.wake)
         self._own_pool = own_pool
@@ -70,11 +87,34 @@ class PostgresStore(PostgresReader):
             self._signing_key = bytes(rows[0][0])
         return self._signing_key
 
-    async def check(self) -> None:
-        """Check that PostgreSQL answers within a second, takes writes, and is at the newest revision.
+    async def blank_audit(
+        self, resource: AnyResource, fields: Collection[str], record_ids: Collection[Any]
+    ) -> int:
+        """Blank the values of fields in the audit entries of records, and return the number of entries changed."""
+        if not resource.audited:
+            return 0
+        return await blank(self._pool, self._tables[resource.name], fields, record_ids)
+
+    async def prepare_audit(self) -> None:
+        """Make the months of the audit trail, and check that what is declared as audited is audited.
 
         Raises:
-            UnavailableError: PostgreSQL does not answer, takes no writes, or is not migrated.
+            DeclarationError: a trigger is missing, or was made for another declaration.
+        """
+        if not self._audited:
+            return
+        async with self._own_pool.session() as session:
+            unaudited = await session.run_sync(missing_triggers, self._triggers)
+        if unaudited:
+            raise DeclarationError(unaudited_reason(unaudited))
+        await keep_months(self._own_pool, keep_days=self._audit_days, moment=now(), ahead=True)
+
+    async def check(self) -> None:
+        """Check that PostgreSQL answers within a second, takes writes, is migrated, and audits what is audited.
+
+        Raises:
+            UnavailableError: PostgreSQL does not answer, takes no writes, or lacks a revision or a trigger of the audit
+                trail, which the message names.
         """
         with bind(RequestContext().within(CHECK_SECONDS)):
             async with self._own_pool.session() as session:
@@ -82,6 +122,7 @@ class PostgresStore(PostgresReader):
                 missing = await session.run_sync(
                     lambda connection: missing_revisions(connection, self._histories)
                 )
+                unaudited = await session.run_sync(missing_triggers, self._triggers)
         if only_reads == "on":
             # No request may find it out while none writes, so both pools look up the server again.
             self._own_pool.renew()
@@ -89,9 +130,11 @@ class PostgresStore(PostgresReader):
             raise read_only_error()
         if missing:
             raise UnavailableError(f"the database is not at revision {', '.join(missing)}; migrate it")
+        if unaudited:
+            raise UnavailableError(unaudited_reason(unaudited))
 
     async def clean(self) -> int:
-        """Delete expired keys and events published a while ago, a batch of each, and return how many."""
+        """Delete expired keys, months of the audit trail and events published a while ago, and return how many."""
         expired = (
             select(KEYS.c.caller, KEYS.c.key)
             .where(KEYS.c.expires_at < func.now())
@@ -102,7 +145,10 @@ class PostgresStore(PostgresReader):
             keys = await session.execute(
                 delete(KEYS).where(tuple_(KEYS.c.caller, KEYS.c.key).in_(expired)).returning(KEYS.c.key)
             )
-        return len(keys) + await self.outbox.clean()
+        months = await keep_months(
+            self._own_pool, keep_days=self._audit_days, moment=now(), ahead=bool(self._audited)
+        )
+        return len(keys) + months + await self.outbox.clean()
 
 
 @asynccontextmanager
@@ -114,6 +160,8 @@ async def open_postgres_store(
     name: str,
     pool_size: int = POOL_SIZE,
     migrations: Path | str | None = None,
+    mapped: "Mapping[AnyResource, type[RecordColumns]] | None" = None,
+    audit_days: int = AUDIT_DAYS,
     wait_seconds: float = 60.0,
 ) -> AsyncGenerator[PostgresStore]:
     """Bring a database to the newest revision, and open the store in it.
@@ -124,13 +172,17 @@ async def open_postgres_store(
         streams: the tables of streams by the stream's name.
         name: the service's name, for `pg_stat_activity`.
         pool_size: the largest number of connections for requests.
-        migrations: the folder with the service's revisions; without one its tables are left as they are.
+        migrations: the folder with the service's revisions; without one its tables are left as they are, but for the
+            triggers of the audit trail.
+        mapped: the declarative classes of the tables by resource, for these triggers.
+        audit_days: for how many days the entries of the audit trail are kept.
         wait_seconds: how long to wait for another replica that migrates.
 
     Raises:
         UnavailableError: PostgreSQL does not answer, or another replica is still migrating.
+        DeclarationError: a revision fails, or a table that should be audited has no trigger for that.
     """
-    await migrate(url, migrations=migrations, wait_seconds=wait_seconds)
+    await migrate(url, migrations=migrations, tables=mapped, wait_seconds=wait_seconds)
     pool = Pool(url, pool_size=pool_size, application_name=name)
     own_pool = Pool(url, pool_size=OWN_POOL_SIZE, application_name=f"{name}_relay")
     try:
@@ -138,7 +190,9 @@ async def open_postgres_store(
             sampled(partial(sample_pool, "requests", pool)),
             sampled(partial(sample_pool, "outbox", own_pool)),
         ):
-            yield PostgresStore(pool, own_pool, tables, histories_of(migrations))
+            store = PostgresStore(pool, own_pool, tables, histories_of(migrations), audit_days=audit_days)
+            await store.prepare_audit()
+            yield store
     finally:
         await own_pool.close()
         await pool.close()

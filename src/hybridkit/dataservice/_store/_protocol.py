@@ -1,6 +1,6 @@
 """The protocol between the routes and a database."""
 
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -196,6 +196,21 @@ class Store(Protocol):
             KeyReusedError: the key was used for another request.
             OutcomeUnknownError: the connection broke during the commit; the same key finds out.
             NotSupportedError: the database can't do all operations in one transaction.
+        """
+        ...
+
+    async def blank_audit(
+        self, resource: AnyResource, fields: Collection[str], record_ids: Collection[Any]
+    ) -> int:
+        """Blank the values of fields in the audit entries of records, and return the number of entries changed.
+
+        An entry stays, with who changed which field and when; the values become `["***", "***"]`, which nothing brings
+        back. It is what an erasure of personal data calls; doing it again changes nothing.
+
+        Args:
+            resource: the audited resource.
+            fields: the fields whose values go.
+            record_ids: the ids of the records, which may have been deleted since.
         """
         ...
 

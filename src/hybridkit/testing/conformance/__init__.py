@@ -21,6 +21,7 @@ except ModuleNotFoundError:
     raise MissingExtraError(__name__, extra="testing") from None
 
 from hybridkit.testing.conformance._aggregates import AggregatesConformance
+from hybridkit.testing.conformance._audit import AuditConformance
 from hybridkit.testing.conformance._filters import FiltersConformance
 from hybridkit.testing.conformance._headers import HeadersConformance
 from hybridkit.testing.conformance._keys import KeysConformance
@@ -47,6 +48,7 @@ __all__ = [
     "THINGS",
     "AggregatesConformance",
     "Answer",
+    "AuditConformance",
     "Capability",
     "DataServiceConformance",
     "FiltersConformance",
@@ -71,6 +73,7 @@ class DataServiceConformance(
     KeysConformance,
     TransactionsConformance,
     AggregatesConformance,
+    AuditConformance,
     HeadersConformance,
     ProblemsConformance,
 ):

@@ -146,8 +146,10 @@ THINGS: Final = Resource(
         "details.color",
     ),
     sortable=("name", "price", "quantity", "rank", "due_at", "created_at", "details.size"),
+    audited=True,
+    audit_hide=("code",),
 )
-"""Records with UUIDs as ids, a unique `code` and hard deletes."""
+"""Audited records with UUIDs as ids, a unique `code`, which their history hides, and hard deletes."""
 
 PLACES: Final = Resource(
     "conformance_places",
@@ -157,8 +159,9 @@ PLACES: Final = Resource(
     filterable=("title",),
     sortable=("title",),
     soft_delete=True,
+    audited=True,
 )
-"""Records with natural keys and soft deletes."""
+"""Audited records with natural keys and soft deletes."""
 
 LEDGERS: Final = Resource(
     "conformance_ledgers",

@@ -16,6 +16,7 @@ from hybridkit.contract import MAX_BATCH, NDJSON_MEDIA_TYPE, Problem, Transactio
 from hybridkit.dataservice._http._batch_bodies import BATCH_KINDS, BatchKind
 from hybridkit.dataservice._http._bodies import RequestBodies
 from hybridkit.dataservice._http._call_routes import CallRoute
+from hybridkit.dataservice._http._openapi._audit import audit_parts, history_part
 from hybridkit.dataservice._http._openapi._operations import (
     READS,
     SCHEMAS,
@@ -43,6 +44,7 @@ from hybridkit.dataservice._http._openapi._parts import (
 )
 from hybridkit.dataservice._http._requests import JSON_MEDIA_TYPE, MERGE_PATCH_MEDIA_TYPE
 from hybridkit.dataservice._http._transact_route import TRANSACT_PATH
+from hybridkit.resources import AUDIT, AuditEntry
 
 if TYPE_CHECKING:
     from hybridkit.dataservice._http._callers import Callers
@@ -69,6 +71,7 @@ class ContractDocument:
             own = [route for route in calls if route.call.resource == resource_bodies.resource]
             self._describe(resource_bodies, own)
         self._describe_transactions(listed)
+        self._describe_audit([each for each in listed if each.resource.audited])
 
     def __repr__(self) -> str:
         return f"ContractDocument({sorted(self.paths)})"
@@ -94,6 +97,8 @@ class ContractDocument:
         for models in bodies:
             read.append(models.resource.record)
             sent += [models.create_model, models.replace_model, models.update_model]
+            if models.resource.audited:
+                read.append(AuditEntry)
         for route in calls:
             read.append(route.call.response)
             sent.append(route.request_model)
@@ -156,6 +161,19 @@ class ContractDocument:
             tag=tag,
             body=body_part(self._model(route.request_model)),
         )
+
+    def _describe_audit(self, bodies: Sequence[RequestBodies]) -> None:
+        if not bodies:
+            return
+        entry = self._model(AuditEntry)
+        properties = self.schemas[self._schema_names[AuditEntry]]["properties"]
+        selection = self._named("AuditEntrySelection", {"type": "object", "properties": properties})
+        page = self._named("AuditEntryPage", page_schema({"anyOf": [entry, selection]}))
+        self.paths.update(audit_parts(page, self._named("AuditEntryQuery", query_schema(AUDIT))))
+        for each in bodies:
+            record = self.schemas[self._schema_names[each.resource.record]]
+            history = history_part(each.resource, record["properties"]["id"], page)
+            self.paths[f"{each.resource.path}/{{id}}:history"] = {"get": history}
 
     def _describe_transactions(self, bodies: Sequence[RequestBodies]) -> None:
         responses = {

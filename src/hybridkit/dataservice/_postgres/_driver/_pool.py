@@ -16,7 +16,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, Literal
+from typing import Any, Concatenate, Final, Literal
 
 from sqlalchemy import Connection, Executable, NullPool, Row
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -399,9 +399,11 @@ class Session:
         """Go on after `pause`, with so many seconds for what comes next."""
         self._connection.start(time.monotonic() + seconds)
 
-    async def run_sync[T](self, work: Callable[[Connection], T]) -> T:
+    async def run_sync[**P, T](
+        self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         """Call a function that needs SQLAlchemy's synchronous connection, such as Alembic's."""
-        return await self.run(lambda connection: connection.run_sync(work))
+        return await self.run(lambda connection: connection.run_sync(work, *args, **kwargs))
 
     async def roll_back_to(self, savepoint: str) -> None:
         """Undo everything since that savepoint, also a failed statement; the transaction goes on."""
