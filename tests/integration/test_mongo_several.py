@@ -57,7 +57,9 @@ class Several:
 
     def __init__(self, store: MongoStore) -> None:
         self.store = store
-        self._writer = TransactionWriter(store._database, store._collections, emitted=lambda: None)
+        self._writer = TransactionWriter(
+            store._database, store._collections, audit=store._audit, emitted=lambda: None
+        )
 
     async def write(self, *operations: Any, key: str = "", **more: Any) -> Outcome:
         if self.store.capabilities.transactions:
