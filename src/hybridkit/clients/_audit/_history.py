@@ -115,7 +115,7 @@ def _record[RecordT: Record[Any]](
         "etag": f'W/"as-of-{version}"',
     }
     try:
-        return cast("RecordT", resource.record.model_validate(fields))
+        return resource.record.model_validate(fields)
     except ValidationError as error:
         where = ", ".join(sorted({str(problem["loc"][0]) for problem in error.errors() if problem["loc"]}))
         raise ResponseError(

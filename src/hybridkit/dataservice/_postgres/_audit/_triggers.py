@@ -131,7 +131,7 @@ def add_trigger_changes(
         present = found[trigger.source]
         if not trigger.differs(present):
             continue
-        removal = trigger.removal if present else []
+        removal: Sequence[str] = trigger.removal if present else ()
         upgrade += [ExecuteSQLOp(statement) for statement in (*removal, *trigger.installation)]
         # Before anything else, as the table or a column of theirs may be what the rest takes away.
         downgrade[:0] = [ExecuteSQLOp(statement) for statement in trigger.removal]
