@@ -43,7 +43,7 @@ type Entries = Resource[Entry, NewEntry, NewEntry]
 type Client = PostgresDataClient | MongoDataClient
 
 
-async def do(
+async def do(  # noqa: PLR0917 - a table in one line
     client: Client, entries: Entries, order_id: UUID, status: str, done: Event, refused: Event
 ) -> None:
     """Do it once for an order, and say by the row whether it was done or taken back before."""

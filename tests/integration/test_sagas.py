@@ -1,4 +1,4 @@
-"""Sagas on PostgreSQL, RabbitMQ and Redis: to every end, in a storm, against their timeouts, and beside a poisoned one."""
+"""Sagas on PostgreSQL, RabbitMQ and Redis: to every end, in a storm, against their timeouts, beside a poisoned one."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import pytest
@@ -22,13 +22,16 @@ from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.ids import new_id
 from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
 from hybridkit.observability import metrics
-from hybridkit.sagas import SAGAS, Run, Saga, SagaRecord
+from hybridkit.sagas import SAGAS, NewSaga, Run, Saga, SagaRecord
 from hybridkit.sagas._messages import timer_class
 from hybridkit.sagas._sweep import Sweep
 from hybridkit.settings import PostgresSettings, SecretUrl
 from tests.helpers import until
 from tests.helpers.order_saga import OrderCancelled, OrderPlaced, StockReserved, order_saga
 from tests.helpers.order_services import PAYMENTS, RESERVATIONS, SHIPMENTS, order_services
+
+if TYPE_CHECKING:
+    from hybridkit.resources import Resource
 
 pytestmark = pytest.mark.real_server
 
@@ -96,7 +99,11 @@ async def running(
     async with migrating_connection(database) as connection:
         await connection.run_sync(Base.metadata.create_all)
         await connection.commit()
-    tables = {RESERVATIONS: ReservationTable, PAYMENTS: PaymentTable, SHIPMENTS: ShipmentTable}
+    tables: dict[Resource[Any, Any, Any], type[RecordColumns]] = {
+        RESERVATIONS: ReservationTable,
+        PAYMENTS: PaymentTable,
+        SHIPMENTS: ShipmentTable,
+    }
     app = create_data_service(PostgresSettings, {**tables, **saga_tables()})
     app.state.settings = PostgresSettings(
         service_name="db_postgres_service", database_url=SecretUrl(database), rabbitmq_url=SecretUrl(broker)
@@ -109,10 +116,11 @@ async def running(
             PostgresDataClient("http://data", service="worker_service", transport=AsgiTransport(app))
         )
         for consumer in consumers:
-            connection = await stack.enter_async_context(BrokerConnection(broker, name=consumer.name))
+            deliveries = BrokerConnection(broker, name=consumer.name)
+            await stack.enter_async_context(deliveries)
             await stack.enter_async_context(
                 consumer.running(
-                    connection,
+                    deliveries,
                     publisher=publisher,
                     providers={PostgresDataClient: client},
                     guard=IdempotencyGuard(redis),
@@ -156,9 +164,9 @@ async def test_a_lost_timer_is_sent_again(postgres_url: str, rabbitmq_url: str, 
         assert row.wake_at is not None
         sweep = Sweep(place_order, stack.client, stack.publisher)
         assert await sweep.look() == 0
-        await stack.client.replace(
-            SAGAS, row, row.model_copy(update={"wake_at": row.wake_at - timedelta(minutes=17)})
-        )
+        late = NewSaga.model_validate(row.model_dump(include=set(NewSaga.model_fields)))
+        late.wake_at = row.wake_at - timedelta(minutes=17)
+        await stack.client.replace(SAGAS, row, late)
         assert await sweep.look() == 1
         undoing = await stack.reaches(place_order, order_id, "undoing")
         assert undoing.reason == "timeout: stock"
@@ -230,7 +238,7 @@ async def test_a_storm_of_events_for_one_saga_is_applied_whole(
 async def test_a_reply_against_its_timeout_has_one_winner(
     postgres_url: str, rabbitmq_url: str, redis_url: str
 ) -> None:
-    """Both arrive at the same time for each of 30 sagas on two replicas; one moves it, and the other is late or stale."""
+    """Both arrive at once for each of 30 sagas on two replicas; one moves it, and the other is late or stale."""
     replicas = [order_saga("saga_test.race") for _ in range(2)]
     place_order = replicas[0]
     consumers = [replica.consumer for replica in replicas]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from hybridkit.clients import DataTransaction, Handle, MongoDataClient, PostgresDataClient, _requests
-from hybridkit.clients._answers import transaction_from
+from hybridkit.clients._answers import NO_CONTENT, transaction_from
 from hybridkit.contract import Transaction, TransactionResult
 from hybridkit.sagas._drafts import OutgoingMessage
 from hybridkit.sagas._records import SAGAS, NewSaga, SagaRecord
@@ -37,40 +37,46 @@ class RowTransaction:
     Args:
         client: the data service.
         key: the idempotency key, which derives from the message and the step.
+        minimal: whether nobody looks at the row as it was written, so that no answer brings or keeps it.
     """
 
-    def __init__(self, client: DataClient, key: str) -> None:
+    def __init__(self, client: DataClient, key: str, *, minimal: bool) -> None:
         self._client = client
         self._key = key
-        self.tx = DataTransaction(self._commit, isolation="read_committed")
+        self._minimal = minimal
         self._row: Handle[SagaRecord] | None = None
+        self.tx = DataTransaction(self._commit, isolation="read_committed")
 
     def __repr__(self) -> str:
         return f"RowTransaction({self._key!r})"
 
     @property
     def written(self) -> SagaRecord:
-        """The row as it was written; known after the commit."""
+        """The row as it was written; known after the commit, unless that was minimal."""
         assert self._row is not None  # noqa: S101 # nosec B101 - `put` comes first
         return self._row.result
 
     def put(self, stored: StoredRow, row: NewSaga) -> None:
-        """Write the row, if it is still in the state in which it was read."""
+        """Write the row, if it is still in the state in which it was read; the last operation of all."""
         if stored.record is None:
             self._row = self.tx.create(SAGAS, row, id=stored.id)
         else:
             self._row = self.tx.replace(SAGAS, stored.record, row)
 
-    def send(self, messages: Sequence[OutgoingMessage]) -> None:
-        """Send messages with it."""
+    def send(self, messages: Sequence[OutgoingMessage], *, cancelled: UUID | None) -> None:
+        """Send messages with it, and take back a timer that nobody waits for."""
         for each in messages:
             self.tx.emit(each.message, not_before=each.not_before)
+        if cancelled is not None:
+            self.tx.cancel(cancelled)
 
-    async def _commit(self, transaction: Transaction, _key: str) -> TransactionResult:
+    async def _commit(self, transaction: Transaction, _key: str) -> TransactionResult | None:
         """Send the row's operation first: what else the handler writes is refused in vain where the row has moved."""
         *others, own = transaction.operations
-        request = _requests.transact(
-            transaction.model_copy(update={"operations": (own, *others)}), self._key, dry_run=False
-        )
-        answer = transaction_from(await self._client._send(request), dry_run=False)  # noqa: SLF001 - as its own transactions
+        ordered = transaction.model_copy(update={"operations": (own, *others)})
+        request = _requests.transact(ordered, self._key, dry_run=False, minimal=self._minimal)
+        response = await self._client._send(request)  # noqa: SLF001 - as its own transactions do
+        if response.status == NO_CONTENT:
+            return None
+        answer = transaction_from(response, dry_run=False)
         return TransactionResult.model_construct(results=(*answer.results[1:], *answer.results[:1]))

@@ -225,12 +225,12 @@ class Delivery:
         self._cause = self._cause_at(self.stored.id)
         row = self._new_row() if self.stored.record is None else self._saga.with_new_data(self.stored.record)
         with bind(replace(current(), claim=Claim(self._claim_key))):
-            self._transaction = transaction = RowTransaction(self._client, self._key("saga"))
+            self._transaction = transaction = RowTransaction(self._client, self._key("saga"), minimal=True)
             async with transaction.tx:
                 draft = await self._fold(decision, row)
                 if draft.has_ended:
                     await self._run_end(draft)
-                transaction.send(draft.messages)
+                transaction.send(draft.messages, cancelled=draft.cancelled)
                 transaction.put(self.stored, draft.finish())
         self._moved(row, draft.row)
 
@@ -380,7 +380,7 @@ class Delivery:
         async with self._row_turn:
             draft = Draft(self._latest(), self._cause)
             change(draft)
-            transaction = RowTransaction(self._client, self._key(step))
+            transaction = RowTransaction(self._client, self._key(step), minimal=False)
             async with transaction.tx:
                 transaction.put(self.stored, checked(draft.row))
             self.stored = StoredRow(self.stored.id, transaction.written)

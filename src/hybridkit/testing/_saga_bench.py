@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Final, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from hybridkit.clients import MongoDataClient, PostgresDataClient
 from hybridkit.codec import encode_json
@@ -33,6 +33,9 @@ from hybridkit.sagas._engine import SagaEngine
 from hybridkit.sagas._messages import Action, CommandFailed, order_class
 from hybridkit.testing._data_service import FakeDataService
 from hybridkit.testing._virtual_clock import VirtualClock
+
+if TYPE_CHECKING:
+    from uuid import UUID
 
 MAX_DELIVERIES: Final = 10_000
 """The most deliveries of one step of a test: more is a loop of messages."""
@@ -119,10 +122,10 @@ class SagaBench:
         self.commands: list[Command] = []
         self.events: list[Event] = []
         self.dead_letters: list[GivenUp] = []
-        self._answered: set[Any] = set()
+        self._answered: set[UUID] = set()
         self._due: list[_Due] = []
         self._number = 0
-        self._collected = 0
+        self._collected: set[UUID] = set()
         self._stack = AsyncExitStack()
         self._engine = SagaEngine(saga)
         self._clock = VirtualClock(start)
@@ -309,8 +312,8 @@ class SagaBench:
 
     def _collect(self) -> None:
         """Take what has been committed to the outbox since."""
-        emitted = self.data.emitted
-        fresh, self._collected = emitted[self._collected :], len(emitted)
+        fresh = [each for each in self.data.emitted if each.event_id not in self._collected]
+        self._collected |= {each.event_id for each in fresh}
         for emission in fresh:
             envelope = _envelope_of(emission)
             message = envelope.data
