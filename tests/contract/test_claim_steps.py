@@ -53,6 +53,7 @@ def keys_of(service: FakeDataService) -> list[str]:
 
 REFUSALS: list[HybridkitError] = [
     StaleVersionError("it changed"),
+    RequirementNotMetError("nothing is left"),
     NotFoundError("there is none"),
     UniqueViolationError("there is one"),
     ConflictError("another transaction won"),

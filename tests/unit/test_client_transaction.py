@@ -498,10 +498,12 @@ async def test_a_natural_key_is_typed_as_declared() -> None:
         ({"kind": 1}, None, "it is no number"),
         ({"part": 1}, None, "it is no number"),
         ({"part.size": 1}, None, "Lot has no such field"),
-        ({"price": True}, None, "a finite int or float"),
-        ({"price": "1"}, None, "a finite int or float"),
-        ({"price": float("nan")}, None, "a finite int or float"),
-        ({"weight": float("-inf")}, None, "a finite int or float"),
+        ({"price": True}, None, "a finite int, float or Decimal"),
+        ({"price": "1"}, None, "a finite int, float or Decimal"),
+        ({"price": float("nan")}, None, "a finite int, float or Decimal"),
+        ({"price": Decimal("NaN")}, None, "a finite int, float or Decimal"),
+        ({"weight": float("-inf")}, None, "a finite int, float or Decimal"),
+        ({"weight": Decimal("0.5")}, None, "it is a float, so no Decimal is added"),
         ({"price": 1}, LotChanges(price=Decimal(3)), "either set or incremented"),
         ({"weight": 1, "title": 1}, None, "it is no number"),
     ],
@@ -524,6 +526,9 @@ async def test_an_integer_grows_by_integers() -> None:
     with pytest.raises(InvalidRequestError, match="visits"):
         async with service.transaction() as tx:
             tx.update(USERS, ID, increment={"visits": 0.5})
+    with pytest.raises(InvalidRequestError, match="it is an integer, so no Decimal is added"):
+        async with service.transaction() as tx:
+            tx.update(USERS, ID, increment={"visits": Decimal(1)})
     async with service.transaction() as tx:
         tx.update(USERS, ID, increment={"visits": 2.0})
         tx.update(LOTS, ID, increment={"price": 0.5, "weight": -2})

@@ -6,6 +6,7 @@ The block collects; nothing is sent before it ends. Ids are made by the client, 
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from decimal import Decimal
 from types import TracebackType
 from typing import Any, Final, Generic, Literal, Self, TypeVar, cast
 from uuid import UUID
@@ -189,7 +190,7 @@ class DataTransaction:
         record_or_id: RecordT | RecordId,
         changes: UpdateT | None = None,
         *,
-        increment: Mapping[str, int | float] | None = None,
+        increment: Mapping[str, int | float | Decimal] | None = None,
         require: Filter | None = None,
     ) -> Handle[RecordT]:
         """Change a record; one that was read has to be in the state in which it was read.
@@ -198,7 +199,8 @@ class DataTransaction:
             resource: the kind of record.
             record_or_id: the record, or its id for any state.
             changes: the fields to set; those that aren't set in it stay as they are.
-            increment: numbers to add to fields, negative ones to subtract. A field has to be a number of the record,
+            increment: numbers to add to fields, negative ones to subtract; to a `Decimal` of the record also a
+                `Decimal`. A field has to be a number of the record,
                 and one that the resource's update model has, as for any other change.
             require: a condition that has to hold before the change, or the transaction fails with
                 `RequirementNotMetError`.
@@ -225,7 +227,7 @@ class DataTransaction:
         id: RecordId,
         data: CreateT,
         *,
-        increment: Mapping[str, int | float] | None = None,
+        increment: Mapping[str, int | float | Decimal] | None = None,
     ) -> Handle[RecordT]:
         """Create the record with that id, or replace its fields where it is there already.
 
@@ -410,7 +412,7 @@ class DataTransaction:
 
 
 def _check_increments(
-    resource: AnyResource, increment: Mapping[str, int | float], changes: Mapping[str, Any]
+    resource: AnyResource, increment: Mapping[str, int | float | Decimal], changes: Mapping[str, Any]
 ) -> None:
     wrong = {name: _increment_problem(resource, name, amount, changes) for name, amount in increment.items()}
     found = [FieldProblem(f"/increment/{name}", *problem) for name, problem in wrong.items() if problem]
@@ -429,13 +431,19 @@ def _increment_problem(
         if name not in resource.update.model_fields:
             return "extra_forbidden", f"{resource.update.__name__} doesn't let it be changed"
         return "not_a_number", "it is no number"
-    if isinstance(amount, bool) or not isinstance(amount, int | float) or not math.isfinite(amount):
-        return "not_a_number", "what is added has to be a finite int or float"
+    if isinstance(amount, bool) or not isinstance(amount, int | float | Decimal) or not _is_finite(amount):
+        return "not_a_number", "what is added has to be a finite int, float or Decimal"
+    if isinstance(amount, Decimal) and kind is not Decimal:
+        return "decimal_type", f"it is {'an integer' if kind is int else 'a float'}, so no Decimal is added"
     if kind is int and amount != int(amount):
         return "int_from_float", "it is an integer, so integers are added"
     if name in changes:
         return "set_and_incremented", "a field is either set or incremented"
     return None
+
+
+def _is_finite(amount: float | Decimal) -> bool:
+    return amount.is_finite() if isinstance(amount, Decimal) else math.isfinite(amount)
 
 
 type Commit = Callable[[Transaction, str], Awaitable[TransactionResult | None]]

@@ -1,11 +1,15 @@
 """Bodies that write several records: operations and events of `POST /v1:transact`, and batches of a resource."""
 
+import math
+import re
 from collections.abc import Mapping
 from datetime import datetime
+from decimal import Decimal
 from typing import Annotated, Any, Final, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from hybridkit.codec import Timestamp, check_readable, decode_object, field_errors
 from hybridkit.context import ContextId
@@ -21,6 +25,31 @@ MAX_VERSION: Final = 2**31 - 1
 _VISIBLE: Final = "^[!-~]+$"
 MAX_BATCH: Final = 1000
 """The largest number of records in one `:batch_…` call."""
+
+
+_DECIMAL: Final = re.compile(
+    r"[+-]?([0-9]{1,400}(\.[0-9]{0,400})?|\.[0-9]{1,400})([eE][+-]?[0-9]{1,3})?", re.ASCII
+)
+
+
+def _amount(value: Any) -> int | float | Decimal:
+    """Return a finite number, also of a decimal's text."""
+    found = Decimal(value) if isinstance(value, str) and _DECIMAL.fullmatch(value) else value
+    if isinstance(found, bool) or not isinstance(found, int | float | Decimal):
+        raise PydanticCustomError("not_a_number", "it is a number, or the text of a decimal")
+    if not (
+        found.is_finite() if isinstance(found, Decimal) else isinstance(found, int) or math.isfinite(found)
+    ):
+        raise PydanticCustomError("finite_number", "it is a finite number")
+    return found
+
+
+type Amount = Annotated[
+    int | float | Decimal,
+    PlainValidator(_amount),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "pattern": _DECIMAL.pattern}]}),
+]
+"""A number to add to a field. A `Decimal` is text on the wire, as the values of such fields are."""
 
 
 class _Strict(BaseModel):
@@ -52,7 +81,7 @@ class UpdateOperation(_Strict):
     resource: str
     id: str
     data: dict[str, Any] = Field(default_factory=dict)
-    increment: dict[str, int | FiniteFloat] = Field(default_factory=dict)
+    increment: dict[str, Amount] = Field(default_factory=dict)
     require: dict[str, Any] | None = None
     if_match: str | None = None
 
@@ -64,7 +93,7 @@ class UpsertOperation(_Strict):
     resource: str
     id: str
     data: dict[str, Any]
-    increment: dict[str, int | FiniteFloat] = Field(default_factory=dict)
+    increment: dict[str, Amount] = Field(default_factory=dict)
 
 
 class ReplaceOperation(_Strict):

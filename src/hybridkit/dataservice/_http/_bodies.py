@@ -123,7 +123,7 @@ class RequestBodies:
         *,
         only: Literal["absent", "present"] | None = None,
         if_match: str | None = None,
-        increment: Mapping[str, int | float] | None = None,
+        increment: Mapping[str, int | float | Decimal] | None = None,
         at: str = "",
     ) -> Upsert:
         """Make the operation of `PUT`, or of an `upsert` or `replace` in a transaction or batch.
@@ -159,7 +159,7 @@ class RequestBodies:
         patch: Mapping[str, Any],
         *,
         if_match: str | None,
-        increment: Mapping[str, int | float] | None = None,
+        increment: Mapping[str, int | float | Decimal] | None = None,
         require: Filter | None = None,
         at: str = "",
     ) -> Update:
@@ -215,7 +215,9 @@ class RequestBodies:
             )
         return values
 
-    def _increment(self, increment: Mapping[str, int | float], at: str) -> Mapping[str, int | float]:
+    def _increment(
+        self, increment: Mapping[str, int | float | Decimal], at: str
+    ) -> Mapping[str, int | float | Decimal]:
         changeable = self.resource.update.model_fields
         found = [
             FieldProblem(
@@ -231,6 +233,15 @@ class RequestBodies:
             )
             for name, amount in increment.items()
             if isinstance(amount, InexactFloat) and self.resource.number_of(name) is Decimal
+        ]
+        found += [
+            FieldProblem(
+                f"/{at}/increment/{escape_token(name[:100])}",
+                "decimal_type",
+                "only a decimal takes a decimal",
+            )
+            for name, amount in increment.items()
+            if isinstance(amount, Decimal) and self.resource.number_of(name) in {int, float}
         ]
         if found:
             raise InvalidRequestError(
@@ -265,9 +276,19 @@ def with_numbers[T: BaseModel](parts: Sequence[T], written: Sequence[Mapping[str
         written: the same parts, read by `decode_numbers`.
     """
     return tuple(
-        part.model_copy(update={name: one[name] for name in ("data", "increment") if name in one})
-        for part, one in zip(parts, written, strict=True)
+        part.model_copy(update=_as_written(part, one)) for part, one in zip(parts, written, strict=True)
     )
+
+
+def _as_written(part: BaseModel, written: Mapping[str, Any]) -> dict[str, Any]:
+    found = {name: written[name] for name in ("data", "increment") if name in written}
+    if "increment" in found:  # a text has become a decimal
+        parsed: Mapping[str, Any] = getattr(part, "increment")  # noqa: B009 - whichever operation has it
+        found["increment"] = {
+            name: parsed[name] if isinstance(amount, str) else amount
+            for name, amount in found["increment"].items()
+        }
+    return found
 
 
 def read_operations(transaction: Transaction, bodies: Mapping[str, RequestBodies]) -> tuple[Operation, ...]:

@@ -21,9 +21,11 @@ from hybridkit.dataservice._mongo._filters import condition
 from hybridkit.dataservice._mongo._values import to_bson
 from hybridkit.dataservice._store._decisions import Removed, Unchanged, Written, decide
 from hybridkit.dataservice._store._operations import Assert, Delete, Operation, Result, Update
-from hybridkit.dataservice._store._refusals import requirement_not_met, validated
+from hybridkit.dataservice._store._refusals import invalid_value, requirement_not_met, validated
+from hybridkit.errors import FieldProblem
 from hybridkit.resources import Filter
 
+_MAX_INTEGER: Final = 2**63
 GONE: Final = "gone"
 """The member of a tombstone's hidden member: of the record only its keys and its events are left."""
 
@@ -144,6 +146,9 @@ def _written(
     for name, value in decision.given.items():
         if value is None and not collection.is_nullable(name):
             validated(operation, name, None)
+        if isinstance(value, int) and not -_MAX_INTEGER <= value < _MAX_INTEGER:
+            problem = FieldProblem("", "out_of_range", "an integer in a document has 64 bits")
+            raise invalid_value(operation, name, [problem])
     members = collection.stored(values)
     if stored is None:
         del members["id"]

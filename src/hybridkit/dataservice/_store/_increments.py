@@ -44,9 +44,9 @@ def incremented(operation: Update | Upsert, name: str, value: Any) -> Any:
     return validated(operation, name, total, member="increment")
 
 
-def _sum(before: float | Decimal, amount: float, kinds: set[type]) -> int | float | Decimal | None:
+def _sum(before: float | Decimal, amount: float | Decimal, kinds: set[type]) -> int | float | Decimal | None:
     """Return the sum as one of these types of numbers, as exact as it can be; None where it is beyond them."""
-    if float in kinds and not isinstance(before, Decimal):
+    if float in kinds and not isinstance(before, Decimal) and not isinstance(amount, Decimal):
         return _integer_or_float(before, amount, kinds)
     try:
         total = _EXACT.add(Decimal(str(before)), Decimal(str(amount)))

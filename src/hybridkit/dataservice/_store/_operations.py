@@ -6,6 +6,7 @@ store carries it out once per idempotency key, as a whole or not at all.
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, Literal, cast
 from uuid import UUID
 
@@ -81,7 +82,7 @@ class Update(_Target):
 
     changes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     merges: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
-    increment: Mapping[str, int | float] = field(default_factory=dict[str, int | float])
+    increment: Mapping[str, int | float | Decimal] = field(default_factory=dict[str, int | float | Decimal])
     require: Filter | None = None
     if_match: str | None = None
 
@@ -102,7 +103,7 @@ class Upsert(_Target):
     """
 
     values: Mapping[str, Any]
-    increment: Mapping[str, int | float] = field(default_factory=dict[str, int | float])
+    increment: Mapping[str, int | float | Decimal] = field(default_factory=dict[str, int | float | Decimal])
     only: Literal["absent", "present"] | None = None
     if_match: str | None = None
 

@@ -4,6 +4,7 @@
 
 import asyncio
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -258,6 +259,14 @@ class TransactionsConformance:
             ({"weight": 1e308}, "weight", 1e308),
             ({"quantity": 1}, "quantity", "NaN"),
             ({"price": "1.50"}, "price", "-Infinity"),
+            ({"price": "1.50"}, "price", "1_0"),
+            ({"price": "1.50"}, "price", " 1"),
+            ({"price": "1.50"}, "price", ""),
+            ({"price": "1.50"}, "price", None),
+            ({"price": "1.50"}, "price", True),
+            ({"price": "1.50"}, "price", "1e9999"),
+            ({"quantity": 1}, "quantity", "1"),
+            ({"weight": 1.5}, "weight", "0.5"),
         ],
         ids=str,
     )
@@ -269,6 +278,21 @@ class TransactionsConformance:
         answer = await service.transact(_on("update", record, increment={field: amount}))
         assert answer.status == 422, answer
         assert await service.find() == [record]
+
+    async def test_a_decimal_grows_by_decimals(self, service: ServiceUnderTest) -> None:
+        """They are texts, as the values of the field are, and what no float is stays exact."""
+        service.needs("transactions")
+        record = await service.thing(price="0.10")
+        exact = "9000000.05"
+        for sign, amounts in (("", ("0.20", exact)), ("-", (exact, "0.20"))):
+            operations = [_on("update", record, increment={"price": f"{sign}{amount}"}) for amount in amounts]
+            answer = await service.transact(*operations)
+            assert answer.status == 200, answer
+        grown = answer.json()["results"][-1]
+        assert Decimal(grown["price"]) == Decimal("0.10")
+        mixed = _on("update", record, increment={"price": "0.05", "weight": 0.1, "rank": 2})
+        changed = (await service.transact(mixed)).json()["results"][0]
+        assert (Decimal(changed["price"]), changed["weight"], changed["rank"]) == (Decimal("0.15"), 0.1, 2)
 
     async def test_an_increment_of_no_value_begins_at_zero(self, service: ServiceUnderTest) -> None:
         """The whole range of the type can be reached."""
