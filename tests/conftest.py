@@ -3,17 +3,17 @@
 import gc
 import sys
 from collections.abc import Generator, Iterator, MutableMapping
+from contextlib import nullcontext
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import structlog
-from coverage import Coverage
 from hypothesis import HealthCheck, settings
 from structlog.testing import capture_logs
 
-from tests.helpers._measuring import Measuring, unmeasured
+from tests.helpers._measuring import Measuring, take_over, unmeasured
 
 pytest_plugins = ["pytester"]
 
@@ -34,16 +34,20 @@ _MEASURING = pytest.StashKey[Measuring]()
 def pytest_configure(config: pytest.Config) -> None:
     """Take over the measuring of coverage, if there is any, and collect tests without collecting garbage."""
     gc.disable()
-    if running := Coverage.current():
-        measuring = config.stash[_MEASURING] = Measuring(running)
-        measuring.start()
-        config.add_cleanup(measuring.stop)
+    if measuring := take_over(has_workers=bool(config.getoption("numprocesses", None))):
+        config.stash[_MEASURING] = measuring
 
 
 def pytest_collection_finish() -> None:
     """Leave what was imported, which stays until the end, to no collection of garbage."""
     gc.freeze()
     gc.enable()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Save the coverage while xdist still waits: it ends a worker ten seconds after the session."""
+    if measuring := session.config.stash.get(_MEASURING, None):
+        measuring.stop()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -56,8 +60,16 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 @pytest.fixture
 def unmeasured_test() -> Iterator[None]:
-    """No coverage of the test and of the processes that it starts: it adds none, and takes half the time."""
+    """No coverage of the test: it adds none, and takes half the time."""
     with unmeasured():
+        yield
+
+
+@pytest.fixture
+def measured_processes(pytestconfig: pytest.Config) -> Iterator[None]:
+    """Coverage of the processes that the test starts, too."""
+    measuring = pytestconfig.stash.get(_MEASURING, None)
+    with measuring.processes() if measuring else nullcontext():
         yield
 
 

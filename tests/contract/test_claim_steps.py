@@ -33,6 +33,7 @@ def service() -> FakeDataService:
 @pytest.fixture(params=[PostgresDataClient, MongoDataClient])
 async def bench(service: FakeDataService, request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
     policy = ClientPolicy.bulk()
+    policy = replace(policy, retry=replace(policy.retry, first_seconds=0.0, cap_seconds=0.0))
     async with request.param(
         "http://data", service="api", transport=service.transport, policy=policy
     ) as client:

@@ -44,6 +44,7 @@ def test_no_line_is_lost_with_the_process(name: str) -> None:
     assert [json.loads(line)["labels"]["number"] for line in done.stdout.splitlines()] == list(range(200))
 
 
+@pytest.mark.usefixtures("measured_processes")
 def test_a_full_disk_is_counted_and_does_not_fail_the_work() -> None:
     """The process ends with exit code 0."""
     with Path("/dev/full").open("w") as full:
@@ -51,6 +52,7 @@ def test_a_full_disk_is_counted_and_does_not_fail_the_work() -> None:
     assert (done.returncode, done.stderr) == (0, "2.0\n")
 
 
+@pytest.mark.usefixtures("measured_processes")
 def test_a_reader_that_went_away_is_counted_and_does_not_fail_the_work() -> None:
     """Nor the end of the process, where Python would flush its buffer and exit with 120."""
     reading, writing = os.pipe()

@@ -343,9 +343,10 @@ async def test_contradicting_policies_are_refused(app: FastAPI) -> None:
     ],
 )
 async def test_production_wants_to_know_who_may_call(
-    environment: Any, security: Any, internal: bool, starts: bool
+    environment: Any, security: Any, internal: bool, starts: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An API without security starts in development and tests, and in production only when it says that it is open."""
+    monkeypatch.setattr("hybridkit.adapters._running.UNREADY_SECONDS", 0.0)
     app = create_app(Settings, title="Test", security=security, internal=internal)
     app.state.settings = Settings(environment=environment)
     refused = nullcontext() if starts else pytest.raises(DeclarationError, match="security=OPEN")

@@ -126,6 +126,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.usefixtures("measured_processes")
 def test_a_call_into_c_that_stops_every_thread_is_told_on_standard_error() -> None:
     """By faulthandler, as no Python can run then; the log line comes when it is over, and says so."""
     done = subprocess.run(
