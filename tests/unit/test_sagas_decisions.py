@@ -1,6 +1,7 @@
 """What a message means for a saga, by its row alone: every line of the table of decisions."""
 
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from uuid import UUID
 
 import pytest
@@ -59,7 +60,7 @@ def undo(state: str, *, n: int = 1, undone_by: str | None = StockReleased.messag
 def test_no_row_is_begun_waited_for_or_ignored() -> None:
     """A start makes one; another event waits, unless it is declared as one that others cause too."""
     handlers = SAGA.handlers
-    assert isinstance(decide(handlers, None, OrderPlaced(order_id=KEY, total=1), new_id()), Start)
+    assert isinstance(decide(handlers, None, OrderPlaced(order_id=KEY, total=Decimal(1)), new_id()), Start)
     assert decide(handlers, None, StockReserved(order_id=KEY), new_id()) == Hold("saga_missing")
     assert decide(handlers, None, timer_class(SAGA.name)(saga_id=KEY, entry=1), new_id()) == Skip("ignored")
     assert decide(handlers, None, StockReleased(order_id=KEY), new_id()) == Skip("ignored")
@@ -90,7 +91,7 @@ def test_an_event_is_handled_early_or_late() -> None:
     assert decide(SAGA.handlers, row(), Charged(order_id=KEY), new_id()) == Hold("saga_early")
     later = row("payment", visited=["stock", "payment"])
     assert decide(SAGA.handlers, later, StockReserved(order_id=KEY), new_id()) == Skip("late")
-    assert decide(SAGA.handlers, row(), OrderPlaced(order_id=KEY, total=1), new_id()) == Skip("late")
+    assert decide(SAGA.handlers, row(), OrderPlaced(order_id=KEY, total=Decimal(1)), new_id()) == Skip("late")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,9 @@ def test_otherwise_decides_for_states_that_are_visited_again(otherwise: Missing,
 
 def test_a_start_that_has_only_noted_something_begins_again() -> None:
     """`once` has written the row before the start has moved it; other events wait for that."""
-    assert isinstance(decide(SAGA.handlers, row(None), OrderPlaced(order_id=KEY, total=1), new_id()), Start)
+    assert isinstance(
+        decide(SAGA.handlers, row(None), OrderPlaced(order_id=KEY, total=Decimal(1)), new_id()), Start
+    )
     assert decide(SAGA.handlers, row(None), StockReserved(order_id=KEY), new_id()) == Hold("saga_early")
 
 

@@ -207,8 +207,9 @@ async def test_writes_of_the_handler_become_true_with_the_move() -> None:
         await bench.tell(Began(thing_id=(key := new_id())))
         await bench.tell(Went(thing_id=key))
         assert (await bench.client.get(NOTES, key)).text == "moved"
+        again = Went(thing_id=key)
         with pytest.raises(UniqueViolationError):
-            await bench.tell(again := Went(thing_id=key))
+            await bench.tell(again)
         row = bench.saga(key)
         assert row.steps == 2
         assert row.error is not None
@@ -290,8 +291,9 @@ async def _undeclared(saga: Run[Data], _: Calls) -> None:
 async def test_a_handler_that_contradicts_itself_is_told_so(begin: Handler, words: str) -> None:
     """The mistake is the test's own error, and there is no saga."""
     async with bench_of(saga_of(begin)) as bench:
+        key = new_id()
         with pytest.raises(MisuseError, match=words):
-            await bench.tell(Began(thing_id=(key := new_id())))
+            await bench.tell(Began(thing_id=key))
         with pytest.raises(AssertionError, match="no saga"):
             bench.saga(key)
 
