@@ -46,6 +46,10 @@ GROUPS: Final = {
 
 # A command of its own is a `typer.Typer` with one command in a module, imported in the same way.
 COMMANDS: Final = {
+    "audit": (
+        "hybridkit._cli._audit:app",
+        "Show who changed what, by the audit trail of a data service.",
+    ),
     "doctor": (
         "hybridkit._cli._doctor:app",
         "Check a service's settings and surroundings.",

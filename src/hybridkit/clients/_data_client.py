@@ -149,8 +149,8 @@ class DataClient(BaseClient):
         """Return an audited record as it was at a moment; None if it was not there.
 
         The record's present state is taken back change by change, so the trail has to reach back to the moment, not to
-        the record's beginning. A field that the trail hides, and that has changed since, is `"***"`, or None where it
-        takes no text. The ETag is of no state that the record can be in: an update by what it was is refused.
+        the record's beginning. A field that the trail hides, and that has changed since, is `"***"`, or its default
+        where it takes no text. The ETag is of no state that the record can be in: an update by what it was is refused.
 
         Args:
             resource: the kind of record, declared with `audited=True`.

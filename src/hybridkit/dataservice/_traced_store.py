@@ -154,6 +154,10 @@ class TracedStore:
         """Return what the store does."""
         return await self._read(Update, AUDIT, self._store.blank_audit(resource, fields, record_ids))
 
+    async def deleted_ids(self, resource: AnyResource, field: str, value: Any) -> Sequence[str]:
+        """Return what the store does."""
+        return await self._read(Query, AUDIT, self._store.deleted_ids(resource, field, value))
+
     async def signing_key(self) -> bytes:
         """Return what the store does, without a span."""
         return await self._store.signing_key()

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticUndefined
 
 from hybridkit.clients._answers import Counting, Page
 from hybridkit.clients._find import Find
@@ -141,8 +142,12 @@ def _typed_value(resource: AnyResource, name: str, value: Any) -> Any:
 
 
 def _unknown(resource: AnyResource, name: str) -> Any:
-    """Return what stands for a value that the trail doesn't tell: the hidden text, where the field takes a text."""
+    """Return what stands for a value that the trail doesn't tell, of the field's type.
+
+    It is the hidden text; where the field takes no text, its default; and None where it has none.
+    """
     try:
         return resource.field_adapter(name).validate_python(HIDDEN_VALUE)
     except ValidationError:
-        return None
+        found = resource.record.model_fields[name].get_default(call_default_factory=True, validated_data={})
+        return None if found is PydanticUndefined else found

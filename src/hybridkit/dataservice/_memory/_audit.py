@@ -1,7 +1,7 @@
 """The audit trail in memory: entries as rows of a table, so that they are read, and undone, as records are."""
 
 import itertools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -63,6 +63,16 @@ class MemoryAudit:
                 self.table.rows[entry_id] = replace(row, values={**row.values, **stamps})
                 done += 1
         return done
+
+    def deleted_ids(self, resource: AnyResource, field: str, value: Any) -> Sequence[str]:
+        """Return the ids of removed records that had a value in a field when they were removed."""
+        found = [
+            row.values["record_id"]
+            for row in self.table.rows.values()
+            if (row.values["resource"], row.values["operation"]) == (resource.name, "delete")
+            and row.values["changes"].get(field, [None])[0] == value
+        ]
+        return list(dict.fromkeys(found))
 
 
 def _live(row: Row | None) -> Mapping[str, Any] | None:

@@ -291,6 +291,10 @@ class MemoryStore:
         async with self._turn:
             return 0 if self._audit is None else self._audit.blank(resource, fields, record_ids)
 
+    async def deleted_ids(self, resource: AnyResource, field: str, value: Any) -> Sequence[str]:
+        """Return the ids of removed records that had a value in a field when they were removed."""
+        return [] if self._audit is None else self._audit.deleted_ids(resource, field, value)
+
     async def signing_key(self) -> bytes:
         """Return the secret that page tokens are signed with."""
         return self._signing_key

@@ -121,6 +121,11 @@ class MongoStore(MongoReader):
         with bounded(), meaning(write_error):
             return await self._audit.blank(resource, fields, [str(each) for each in record_ids])
 
+    async def deleted_ids(self, resource: AnyResource, field: str, value: Any) -> Sequence[str]:
+        """Return the ids of removed records that had a value in a field when they were removed."""
+        with bounded(), meaning(read_error):
+            return await self._audit.deleted_ids(resource, field, value)
+
     # ── keeping ──────────────────────────────────────────────────────────────────────────────────
 
     async def signing_key(self) -> bytes:

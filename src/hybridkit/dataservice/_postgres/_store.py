@@ -10,7 +10,7 @@ from sqlalchemy import delete, func, select, tuple_
 
 from hybridkit.codec import now
 from hybridkit.context import RequestContext, bind
-from hybridkit.dataservice._postgres._audit._erasure import blank
+from hybridkit.dataservice._postgres._audit._erasure import blank, deleted_ids
 from hybridkit.dataservice._postgres._audit._table import AuditTable
 from hybridkit.dataservice._postgres._audit._triggers import AuditTrigger, missing_triggers, unaudited_reason
 from hybridkit.dataservice._postgres._audit._upkeep import keep_months
@@ -94,6 +94,12 @@ class PostgresStore(PostgresReader):
         if not resource.audited:
             return 0
         return await blank(self._pool, self._tables[resource.name], fields, record_ids)
+
+    async def deleted_ids(self, resource: AnyResource, field: str, value: Any) -> Sequence[str]:
+        """Return the ids of removed records that had a value in a field when they were removed."""
+        if not resource.audited:
+            return []
+        return await deleted_ids(self._pool, self._tables[resource.name], field, value)
 
     async def prepare_audit(self) -> None:
         """Make the months of the audit trail, and check that what is declared as audited is audited.

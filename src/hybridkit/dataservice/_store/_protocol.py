@@ -214,6 +214,18 @@ class Store(Protocol):
         """
         ...
 
+    async def deleted_ids(self, resource: AnyResource, field: str, value: Any) -> Sequence[str]:
+        """Return the ids of removed records that had a value in a field when they were removed, by the audit trail.
+
+        An erasure finds by it the history of records that are not there any more.
+
+        Args:
+            resource: the audited resource.
+            field: the field, such as the one with the id of a person.
+            value: its value, of the field's type.
+        """
+        ...
+
     async def signing_key(self) -> bytes:
         """Return the secret that page tokens are signed with, which all replicas share."""
         ...

@@ -190,6 +190,13 @@ class MongoAudit:
                 done += 1
         return done
 
+    async def deleted_ids(self, resource: AnyResource, field: str, value: Any) -> Sequence[str]:
+        """Return the ids of removed records that had a value in a field when they were removed."""
+        await self.move()
+        wanted = {"resource": resource.name, "operation": "delete", f"changes.{field}.0": to_bson(value)}
+        found: list[str] = await self._trail.distinct("record_id", wanted)
+        return found
+
     async def clean(self, keep_days: int) -> int:
         """Move what is left in documents, delete a batch of entries past the retention, and return their number."""
         await self.move()

@@ -1,6 +1,6 @@
 """Erase personal values from the audit trail; the entries stay."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from hybridkit.dataservice._postgres._driver._pool import Pool
@@ -16,6 +16,11 @@ WHERE resource = $1 AND record_id = ANY ($2::text[])
 RETURNING id
 """
 
+_DELETED: Final = """
+SELECT DISTINCT record_id FROM hk_audit
+WHERE resource = $1 AND operation = 'delete' AND changes -> $2 ->> 0 = $3
+"""
+
 
 async def blank(
     pool: Pool, table: ResourceTable, fields: Collection[str], record_ids: Collection[Any]
@@ -24,3 +29,9 @@ async def blank(
     columns = [table[name].name for name in fields]
     ids = [str(record_id) for record_id in record_ids]
     return len(await pool.fetch(_BLANK, table.resource.name, ids, columns))
+
+
+async def deleted_ids(pool: Pool, table: ResourceTable, field: str, value: Any) -> Sequence[str]:
+    """Return the ids of removed records that had a value in a field, compared as text, when they were removed."""
+    rows = await pool.fetch(_DELETED, table.resource.name, table[field].name, str(value))
+    return [row["record_id"] for row in rows]
