@@ -9,6 +9,7 @@ from hybridkit.dataservice import CallContext
 from hybridkit.testing import FakeDataService
 from hybridkit.testing.conformance import (
     CONFORMANCE_RESOURCES,
+    COUNTERS,
     PLACES,
     SLOW,
     THINGS,
@@ -40,6 +41,7 @@ class TestFake(DataServiceConformance):
             unique={THINGS: ["code"]},
             references={THINGS: {"place_id": PLACES}},
             calls={SLOW: slow},
+            streams=[COUNTERS],
         )
         async with ServiceUnderTest("http://data.test", transport=fake.transport, lacks=LACKS) as service:
             yield service

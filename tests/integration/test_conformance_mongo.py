@@ -67,6 +67,7 @@ def lacks(mongo_database: str) -> dict[Capability, str]:
     """What this server can't do."""
     found: dict[Capability, str] = {
         "foreign_keys": "MongoDB has none",
+        "streams": "MongoDB keeps none",
         "slow_call": "nothing that this service allows keeps MongoDB busy",
     }
     if not asyncio.run(_has_transactions(mongo_database)):

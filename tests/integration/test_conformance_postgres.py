@@ -14,11 +14,18 @@ from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from hybridkit.dataservice import CallContext, RecordColumns, SoftDeleteColumns, create_data_service
+from hybridkit.dataservice import (
+    CallContext,
+    RecordColumns,
+    SoftDeleteColumns,
+    StreamColumns,
+    create_data_service,
+)
 from hybridkit.dataservice._postgres._schema import migrating_connection
 from hybridkit.settings import PostgresUrl, SecretUrl, ServiceSettings
 from hybridkit.testing import _isolation, plugin
 from hybridkit.testing.conformance import (
+    COUNTERS,
     LEDGERS,
     PLACES,
     SLOW,
@@ -54,6 +61,10 @@ class PlaceTable(RecordColumns, SoftDeleteColumns, Base):
 class LedgerTable(RecordColumns, Base):
     __tablename__ = "conformance_ledgers"
     balance: Mapped[int]
+
+
+class CounterEvents(StreamColumns, Base):
+    __tablename__ = "conformance_counter_events"
 
 
 class ThingTable(RecordColumns, Base):
@@ -111,6 +122,7 @@ def base_url(
         app = create_data_service(
             Settings,
             {THINGS: ThingTable, PLACES: PlaceTable, LEDGERS: LedgerTable},
+            streams={COUNTERS: CounterEvents},
             calls={SLOW: slow},
             publisher=Publisher.open,
         )

@@ -172,6 +172,27 @@ LEASES: Final = Table(
 )
 """The owners of tasks that only one replica may do at a time."""
 
+SNAPSHOTS: Final = Table(
+    "hk_snapshots",
+    SYSTEM,
+    Column("stream", Text, nullable=False),
+    Column("id", Text, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("state_version", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    PrimaryKeyConstraint("stream", "id", name="hk_snapshots_pkey"),
+)
+"""The last snapshot of each stream, a cache: readers ignore one that doesn't fit."""
+
+STREAM_EPOCHS: Final = Table(
+    "hk_stream_epochs",
+    SYSTEM,
+    Column("stream", Text, primary_key=True),
+    Column("epoch", BigInteger, nullable=False),
+)
+"""The epoch of each kind of stream that was restored into another cluster; 1 for one that has no row."""
+
 SECRETS: Final = Table(
     "hk_secrets",
     SYSTEM,

@@ -20,6 +20,8 @@ from hybridkit.dataservice._postgres._driver._pool import Pool
 from hybridkit.dataservice._postgres._outbox import PostgresOutbox
 from hybridkit.dataservice._postgres._reader import PostgresReader
 from hybridkit.dataservice._postgres._schema import History, histories_of, migrate, missing_revisions
+from hybridkit.dataservice._postgres._streams._epochs import rebase, restored_streams
+from hybridkit.dataservice._postgres._streams._reading import PostgresStreams
 from hybridkit.dataservice._postgres._streams._table import StreamTable
 from hybridkit.dataservice._postgres._table import ResourceTable
 from hybridkit.dataservice._postgres._writer import PostgresWriter
@@ -50,9 +52,12 @@ class PostgresStore(PostgresReader):
         tables: the tables by their resource's name.
         histories: the histories whose newest revisions the database must have.
         audit_days: for how many days the entries of the audit trail are kept.
-    """
+        streams: the tables of streams by the stream's name.
 
-    streams = None
+    Attributes:
+        outbox: the outbox in the same database.
+        streams: the streams.
+    """
 
     def __init__(
         self,
@@ -62,13 +67,16 @@ class PostgresStore(PostgresReader):
         histories: Sequence[History],
         *,
         audit_days: int = AUDIT_DAYS,
+        streams: Mapping[str, StreamTable] | None = None,
     ) -> None:
         self._audited = [table for table in tables.values() if table.resource.audited]
         super().__init__(pool, {**tables, AUDIT.name: AuditTable(tables)} if self._audited else tables)
         self._triggers = [AuditTrigger.of(table) for table in self._audited]
         self._audit_days = audit_days
+        self._stream_tables = dict(streams or {})
         self.outbox = PostgresOutbox(own_pool)
-        self._writer = PostgresWriter(pool, tables, emitted=self.outbox.wake)
+        self.streams = PostgresStreams(pool, self._stream_tables)
+        self._writer = PostgresWriter(pool, tables, streams=self._stream_tables, emitted=self.outbox.wake)
         self._own_pool = own_pool
         self._histories = histories
         self._signing_key: bytes | None = None
@@ -138,6 +146,23 @@ class PostgresStore(PostgresReader):
             raise UnavailableError(f"the database is not at revision {', '.join(missing)}; migrate it")
         if unaudited:
             raise UnavailableError(unaudited_reason(unaudited))
+        if self._stream_tables:
+            await self._check_streams()
+
+    async def _check_streams(self) -> None:
+        """Check that readers of the logs would miss nothing.
+
+        Raises:
+            UnavailableError: the database was restored into another cluster under the running service.
+        """
+        with bind(RequestContext().within(CHECK_SECONDS)):
+            async with self._own_pool.session(read_only=True) as session:
+                restored = await restored_streams(session, self._stream_tables.values())
+        if restored:
+            raise UnavailableError(
+                f"the database was restored into another cluster, where readers of {', '.join(restored)} would miss"
+                " events; run `hybridkit streams rebase`, or start the service anew"
+            )
 
     async def clean(self) -> int:
         """Delete expired keys, months of the audit trail and events published a while ago, and return how many."""
@@ -162,7 +187,7 @@ async def open_postgres_store(
     url: str,
     tables: Mapping[str, ResourceTable],
     *,
-    streams: Mapping[str, StreamTable] | None = None,  # noqa: ARG001 - soon
+    streams: Mapping[str, StreamTable] | None = None,
     name: str,
     pool_size: int = POOL_SIZE,
     migrations: Path | str | None = None,
@@ -170,7 +195,7 @@ async def open_postgres_store(
     audit_days: int = AUDIT_DAYS,
     wait_seconds: float = 60.0,
 ) -> AsyncGenerator[PostgresStore]:
-    """Bring a database to the newest revision, and open the store in it.
+    """Bring a database to the newest revision, and open the store in it; streams that were restored are rebased.
 
     Args:
         url: `postgresql://user:password@host:5432/name`.
@@ -196,8 +221,10 @@ async def open_postgres_store(
             sampled(partial(sample_pool, "requests", pool)),
             sampled(partial(sample_pool, "outbox", own_pool)),
         ):
-            store = PostgresStore(pool, own_pool, tables, histories_of(migrations), audit_days=audit_days)
+            histories = histories_of(migrations)
+            store = PostgresStore(pool, own_pool, tables, histories, audit_days=audit_days, streams=streams)
             await store.prepare_audit()
+            await rebase(own_pool, (streams or {}).values())
             yield store
     finally:
         await own_pool.close()

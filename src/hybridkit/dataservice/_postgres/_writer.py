@@ -17,9 +17,17 @@ from hybridkit.dataservice._postgres._operations import apply, apply_carefully
 from hybridkit.dataservice._postgres._outbox import add_emissions, cancel_emissions
 from hybridkit.dataservice._postgres._refusals import RefusedError, UnnamedError, explained
 from hybridkit.dataservice._postgres._single_statement import SingleStatement
+from hybridkit.dataservice._postgres._streams._append_statement import AppendStatement
+from hybridkit.dataservice._postgres._streams._appending import append_all
+from hybridkit.dataservice._postgres._streams._table import StreamTable
 from hybridkit.dataservice._postgres._table import ResourceTable
 from hybridkit.dataservice._store._in_flight import PATIENCE_SECONDS, InFlight
-from hybridkit.dataservice._store._kept_outcomes import Reference, decode_outcome, result_of
+from hybridkit.dataservice._store._kept_outcomes import (
+    Reference,
+    decode_outcome,
+    kept_versions,
+    result_of,
+)
 from hybridkit.dataservice._store._keys import count, replayed
 from hybridkit.dataservice._store._operations import Document, Outcome, Write
 from hybridkit.errors import (
@@ -43,16 +51,24 @@ class PostgresWriter:
     Args:
         pool: the connections for requests.
         tables: the tables by their resource's name.
+        streams: the tables of streams by the stream's name.
         emitted: called when a committed write has added to the outbox.
     """
 
     def __init__(
-        self, pool: Pool, tables: Mapping[str, ResourceTable], *, emitted: Callable[[], None]
+        self,
+        pool: Pool,
+        tables: Mapping[str, ResourceTable],
+        *,
+        streams: Mapping[str, StreamTable],
+        emitted: Callable[[], None],
     ) -> None:
         self._pool = pool
         self._tables = tables
         self._emitted = emitted
+        self._streams = streams
         self._single_statement = SingleStatement(pool, tables)
+        self._append_statement = AppendStatement(pool, streams)
         self._in_flight = InFlight()
 
     def __repr__(self) -> str:
@@ -73,22 +89,27 @@ class PostgresWriter:
             raise
 
     async def _write(self, write: Write) -> Outcome:
-        done = await self._write_by_statement(write) if self._single_statement.takes(write) else None
+        done: Outcome | None = None
+        for statement in (self._single_statement, self._append_statement):
+            if statement.takes(write):
+                done = await self._write_by_statement(statement, write)
         if done is None:
             done = await self._insist(write)
         if not done.replayed:
             count("acquired")
         return done
 
-    async def _write_by_statement(self, write: Write) -> Outcome | None:
+    async def _write_by_statement(
+        self, statement: SingleStatement | AppendStatement, write: Write
+    ) -> Outcome | None:
         """Return the outcome of a write by one statement; None if it takes a transaction to find out."""
         try:
-            done = await self._single_statement.write(write)
+            done = await statement.write(write)
         except (UnnamedError, InvalidRequestError):
             return None
         if isinstance(done, tuple):
             return await self._replay(write, done)
-        if done is not None and write.emit:
+        if done is not None and (write.emit or any(append.stream.publish for append in write.appends)):
             self._emitted()
         return done
 
@@ -149,9 +170,11 @@ class PostgresWriter:
         self, session: Session, write: Write, *, careful: bool
     ) -> tuple[Outcome, Sequence[Emission]]:
         if write.call is None:
+            appended = await append_all(session, self._streams, write.appends, caller=write.caller)
             work = apply_carefully if careful else apply
-            outcome = Outcome(tuple(await work(session, self._tables, write.operations)))
-            emissions = write.emit
+            results = tuple(await work(session, self._tables, write.operations))
+            outcome = Outcome(results, versions=appended.versions)
+            emissions = (*write.emit, *appended.emissions)
         else:
             answer = await session.run(write.call)
             outcome = Outcome((), answer=answer.body)
@@ -169,10 +192,10 @@ class PostgresWriter:
     async def _replay(self, write: Write, recorded: Recorded) -> Outcome:
         fingerprint, stored = recorded
         kept = decode_outcome(stored, write)
-        outcome = kept if isinstance(kept, Outcome) else await self._read_again(kept)
+        outcome = kept if isinstance(kept, Outcome) else await self._read_again(kept, kept_versions(stored))
         return replayed(write, fingerprint, outcome)
 
-    async def _read_again(self, references: Sequence[Reference | None]) -> Outcome:
+    async def _read_again(self, references: Sequence[Reference | None], versions: tuple[int, ...]) -> Outcome:
         found: dict[tuple[str, str], Document] = {}
         async with self._pool.session() as session:
             for name in {reference.resource for reference in references if reference}:
@@ -188,7 +211,7 @@ class PostgresWriter:
             result_of(reference, reference and found.get((reference.resource, reference.id)))
             for reference in references
         ]
-        return Outcome(tuple(results), replayed=True, reread=True)
+        return Outcome(tuple(results), replayed=True, reread=True, versions=versions)
 
 
 class _TakenBackError(Exception):

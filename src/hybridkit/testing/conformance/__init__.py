@@ -8,9 +8,9 @@ class TestMyService(DataServiceConformance):
             yield service
 ```
 
-The service serves `CONFORMANCE_RESOURCES`, and the call `SLOW` where something can keep its database busy. It may have
-been used before, and by other tests at the same time: each test looks at its own records only. `pytest-asyncio` runs
-the tests.
+The service serves `CONFORMANCE_RESOURCES`, the streams `COUNTERS` where it keeps streams, and the call `SLOW` where
+something can keep its database busy. It may have been used before, and by other tests at the same time: each test looks
+at its own records only. `pytest-asyncio` runs the tests.
 """
 
 from hybridkit.errors import MissingExtraError
@@ -37,11 +37,13 @@ from hybridkit.testing.conformance._resources import (
     Slow,
 )
 from hybridkit.testing.conformance._service import Answer, Capability, ServiceUnderTest
+from hybridkit.testing.conformance._streams import COUNTERS, StreamsConformance
 from hybridkit.testing.conformance._transactions import TransactionsConformance
 from hybridkit.testing.conformance._values import ValuesConformance
 
 __all__ = [
     "CONFORMANCE_RESOURCES",
+    "COUNTERS",
     "LEDGERS",
     "PLACES",
     "SLOW",
@@ -59,6 +61,7 @@ __all__ = [
     "RecordsConformance",
     "ServiceUnderTest",
     "Slow",
+    "StreamsConformance",
     "TransactionsConformance",
     "ValuesConformance",
 ]
@@ -72,6 +75,7 @@ class DataServiceConformance(
     PagesConformance,
     KeysConformance,
     TransactionsConformance,
+    StreamsConformance,
     AggregatesConformance,
     AuditConformance,
     HeadersConformance,

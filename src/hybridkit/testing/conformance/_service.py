@@ -18,7 +18,9 @@ from hybridkit.ids import new_id
 from hybridkit.resources._resource import AnyResource
 from hybridkit.testing.conformance._resources import THINGS
 
-type Capability = Literal["transactions", "foreign_keys", "events", "slow_call", "query_method", "pipelines"]
+type Capability = Literal[
+    "transactions", "foreign_keys", "events", "slow_call", "query_method", "pipelines", "streams"
+]
 """A capability that not every data service has.
 
 * `transactions`: one write changes several records.
@@ -27,6 +29,7 @@ type Capability = Literal["transactions", "foreign_keys", "events", "slow_call",
 * `slow_call`: the service serves `SLOW`, a call that keeps the database busy.
 * `query_method`: the web server accepts the method QUERY.
 * `pipelines`: the database is MongoDB.
+* `streams`: the service keeps the streams `COUNTERS`.
 """
 
 MAX_RESPONSE_BYTES: Final = 64 * 1024 * 1024

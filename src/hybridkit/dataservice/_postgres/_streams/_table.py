@@ -27,6 +27,7 @@ class StreamTable:
         stream: the declaration.
         table: the table.
         source: the table's name in SQL.
+        primary_key: the name of its primary key, which two appends to one version violate.
     """
 
     def __init__(self, stream: AnyStream, mapped: type[StreamColumns]) -> None:
@@ -39,6 +40,7 @@ class StreamTable:
                 f"{stream.name}: {mapped.__name__} has no index on (epoch, xid, position), which readers of the log"
                 " follow; keep *super().__table_args__ in its __table_args__"
             )
+        self.primary_key = str(table.primary_key.name or f"{table.name}_pkey")
         self.stream = stream
         self.table = table
         self.source = ".".join(quoted(part) for part in (table.schema, table.name) if part is not None)
