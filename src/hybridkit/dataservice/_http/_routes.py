@@ -66,7 +66,7 @@ def add_routes(
     TransactRoute(bodies, named).add_to(router)
     app.router.routes.insert(0, router)
     app.user_middleware.append(Middleware(ContractMiddleware, router=router))  # the innermost one
-    for other in app.router.routes:
+    for other in [each for route in app.router.routes for each in getattr(route, "routes", [route])]:
         if isinstance(other, Route) and other.path == "/ready":
             other.app = _refusing_bad_tokens(other.app)
     add_document(app, ContractDocument(bodies.values(), own))

@@ -76,7 +76,7 @@ class AppendStatement:
         """Return whether the write is one append with an expected version, and nothing else."""
         if len(write.appends) != 1 or write.operations or write.emit or write.call is not None:
             return False
-        if write.dry_run or write.isolation != "read_committed":
+        if write.cancel or write.dry_run or write.isolation != "read_committed":
             return False
         return write.appends[0].expected is not None
 
