@@ -16,6 +16,7 @@ from inspect import CO_GENERATOR
 from types import FrameType, TracebackType
 from typing import Annotated, Final, Protocol, Self
 from urllib.parse import quote, unquote
+from uuid import UUID
 from weakref import ReferenceType
 
 from pydantic import StringConstraints
@@ -263,6 +264,8 @@ class RequestContext:
         user_id: the user on whose behalf the work happens, in the same syntax; None for the system itself.
         deadline: the `time.monotonic()` instant at which the caller stops waiting; None without one.
         claim: the idempotency claim of the work, if any.
+        causation_id: the id of the event or command that is being handled, which what the work emits names as its
+            cause; None where the work began otherwise. It doesn't cross HTTP.
 
     Raises:
         InvalidRequestError: an id has another syntax, which could forge a line or a header.
@@ -272,6 +275,7 @@ class RequestContext:
     user_id: str | None = None
     deadline: float | None = None
     claim: Claim | None = None
+    causation_id: UUID | None = None
 
     def __post_init__(self) -> None:
         name = None if is_context_id(self.request_id) else "request_id"
@@ -311,6 +315,7 @@ class RequestContext:
         _set(made, "user_id", user_id)
         _set(made, "deadline", None if timeout_seconds is None else time.monotonic() + timeout_seconds)
         _set(made, "claim", None)
+        _set(made, "causation_id", None)
         return made
 
     @classmethod
@@ -352,6 +357,7 @@ class RequestContext:
         _set(copy, "user_id", self.user_id)
         _set(copy, "deadline", deadline)
         _set(copy, "claim", claim)
+        _set(copy, "causation_id", self.causation_id)
         return copy
 
     def check_deadline(self) -> None:

@@ -35,7 +35,7 @@ from hybridkit.contract import (
 )
 from hybridkit.contract._fields import changed_fields, fields_of, parse_id
 from hybridkit.errors import FieldProblem, InvalidRequestError, MisuseError, ResponseError, StepReusedError
-from hybridkit.events import Event, Message
+from hybridkit.events import Event, Message, ReplyTo
 from hybridkit.observability import trace_headers
 from hybridkit.resources import Filter, Query, Record, Resource
 from hybridkit.resources._resource import AnyResource, IdT
@@ -317,7 +317,12 @@ class DataTransaction:
         return planned.after
 
     def emit(
-        self, message: Message, *, not_before: datetime | None = None, delay_seconds: float | None = None
+        self,
+        message: Message,
+        *,
+        not_before: datetime | None = None,
+        delay_seconds: float | None = None,
+        reply_to: ReplyTo | None = None,
     ) -> None:
         """Publish an event or command once the transaction is committed, and only then.
 
@@ -325,6 +330,7 @@ class DataTransaction:
             message: the event or command. One that is delayed is not in order with the others of its key.
             not_before: the earliest time at which it may be published; a naive time is UTC.
             delay_seconds: the same as seconds from now, up to 366 days.
+            reply_to: of a command, the saga that is told if it becomes a dead letter; `Run.send` gives it.
 
         Raises:
             MisuseError: both times are given, the delay is out of range, or the transaction is not open.
@@ -344,6 +350,8 @@ class DataTransaction:
             not_before=not_before,
             trace=trace_headers(),
             identity=self._identity.note(message, len(self._emit)),
+            causation_id=self._context.causation_id,
+            reply_to=reply_to,
         )
         self._emit.append(emission)
 

@@ -8,14 +8,22 @@ from decimal import Decimal
 from typing import Annotated, Any, Final, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from hybridkit.codec import Timestamp, check_readable, decode_object, field_errors
 from hybridkit.context import ContextId
 from hybridkit.contract._streams import Append
 from hybridkit.errors import InvalidRequestError
-from hybridkit.events import Command, Event, Message, encode_data
+from hybridkit.events import Command, Event, Message, ReplyTo, encode_data
 from hybridkit.events._declaration import MAX_TYPE_LENGTH
 
 MAX_OPERATIONS: Final = 100
@@ -152,6 +160,8 @@ class Emission(_Strict):
         user_id: the user on whose behalf the request is made.
         traceparent: the trace of that request, https://www.w3.org/TR/trace-context/.
         tracestate: the vendors' data of that trace.
+        causation_id: the id of the event or command whose handler emits this one; None for no such cause.
+        reply_to: of a command, the saga that is told if it becomes a dead letter; None for none.
         data: the message's own fields.
     """
 
@@ -166,7 +176,15 @@ class Emission(_Strict):
     user_id: ContextId | None = None
     traceparent: str | None = Field(default=None, max_length=128, pattern=_VISIBLE)
     tracestate: str | None = Field(default=None, max_length=MAX_TRACE_STATE_LENGTH, pattern=r"^[\t -~]*$")
+    causation_id: UUID | None = None
+    reply_to: ReplyTo | None = None
     data: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _check_reply(self) -> Self:
+        if self.reply_to is not None and self.queue is None:
+            raise PydanticCustomError("reply_to_event", "only a command has a saga to reply to")
+        return self
 
     @classmethod
     def of(
@@ -178,6 +196,8 @@ class Emission(_Strict):
         not_before: datetime | None = None,
         trace: Mapping[str, str] | None = None,
         identity: tuple[UUID, datetime] | None = None,
+        causation_id: UUID | None = None,
+        reply_to: ReplyTo | None = None,
     ) -> Self:
         """Make the emission of a message.
 
@@ -188,6 +208,8 @@ class Emission(_Strict):
             not_before: the earliest time to publish it; None for at once.
             trace: `traceparent` and `tracestate`; a state that is too long is left out, as W3C allows.
             identity: the id and timestamp; by default the message's.
+            causation_id: the id of the event or command that is being handled.
+            reply_to: the saga that is told if the command fails.
 
         Raises:
             InvalidRequestError: a value is outside the limits, such as a key of 10,000 characters.
@@ -209,6 +231,8 @@ class Emission(_Strict):
             "request_id": request_id,
             "user_id": user_id,
             "traceparent": trace.get("traceparent"),
+            "causation_id": causation_id,
+            "reply_to": reply_to,
             "tracestate": state if 0 < len(state) <= MAX_TRACE_STATE_LENGTH else None,
             "data": decode_object(data),
         }

@@ -17,7 +17,7 @@ the message in its member `data`:
  "request_id": "…", "user_id": null, "data": {"user_id": "…", "email": "user@example.com"}}
 ```
 
-`version` (1 where absent) and `causation_id` are optional. Members that a reader doesn't know are ignored.
+`version` (1 where absent), `causation_id` and `reply_to` are optional. Members that a reader doesn't know are ignored.
 """
 
 from hybridkit.events._declaration import (
@@ -29,7 +29,7 @@ from hybridkit.events._declaration import (
     encode_data,
     registry,
 )
-from hybridkit.events._envelope import EventEnvelope, decode_envelope, encode_message
+from hybridkit.events._envelope import EventEnvelope, ReplyTo, decode_envelope, encode_message
 
 __all__ = [
     "Command",
@@ -37,6 +37,7 @@ __all__ = [
     "EventEnvelope",
     "EventRegistry",
     "Message",
+    "ReplyTo",
     "Upcaster",
     "decode_envelope",
     "encode_data",

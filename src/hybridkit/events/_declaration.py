@@ -27,7 +27,8 @@ type Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 """A function that turns the `data` of one version into that of the next."""
 
 _TYPE_SYNTAX = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
-_QUEUE_SYNTAX = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*")
+QUEUE_PATTERN: Final = r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*"
+_QUEUE_SYNTAX = re.compile(QUEUE_PATTERN)
 MAX_TYPE_LENGTH: Final = 127
 
 

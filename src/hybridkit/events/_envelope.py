@@ -23,11 +23,34 @@ from hybridkit.codec import (
 )
 from hybridkit.context import ContextId, RequestContext, current
 from hybridkit.errors import FieldProblem, MalformedPayloadError, PayloadError
-from hybridkit.events._declaration import EventRegistry, Message, Upcaster, write_data
+from hybridkit.events._declaration import (
+    MAX_TYPE_LENGTH,
+    QUEUE_PATTERN,
+    EventRegistry,
+    Message,
+    Upcaster,
+    write_data,
+)
 from hybridkit.events._declaration import registry as default_registry
 from hybridkit.ids import uuid_octets
 
-__all__ = ["EventEnvelope", "decode_envelope", "encode_message"]
+__all__ = ["EventEnvelope", "ReplyTo", "decode_envelope", "encode_message"]
+
+
+class ReplyTo(BaseModel):
+    """The saga that sent a command, and wants to know if it becomes a dead letter.
+
+    A consumer that gives such a command up publishes `command.failed` to the queue first. Nothing else goes there.
+
+    Attributes:
+        queue: the queue of the saga.
+        saga_id: the saga's id.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    queue: str = Field(max_length=MAX_TYPE_LENGTH, pattern=f"^{QUEUE_PATTERN}$")
+    saga_id: UUID
 
 
 class EventEnvelope[DataT: Message](BaseModel):
@@ -42,8 +65,9 @@ class EventEnvelope[DataT: Message](BaseModel):
         user_id: the user on whose behalf it happened; always written, read as null where absent.
         data: the event or command itself.
         version: the schema version of `data`; left out on the wire when it is 1.
-        causation_id: the id of the event that this one answers, if any.
+        causation_id: the id of the event or command whose handler sent this one, if any.
         stream_version: the event's number in its stream; None for an event that was not appended to one.
+        reply_to: of a command, the saga that is told if it becomes a dead letter, if any.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -60,6 +84,7 @@ class EventEnvelope[DataT: Message](BaseModel):
     version: int = Field(default=1, ge=1, strict=True)
     causation_id: UUID | None = None
     stream_version: int | None = None
+    reply_to: ReplyTo | None = None
 
     @classmethod
     def wrap[MessageT: Message](
@@ -70,7 +95,7 @@ class EventEnvelope[DataT: Message](BaseModel):
         Args:
             message: the event or command.
             service: the name of the sending service.
-            causation_id: the id of the event that this one answers.
+            causation_id: the id of the event that this one answers; by default that of the one being handled.
         """
         context = current()
         return _envelope_class(type(message)).model_construct(
@@ -82,7 +107,7 @@ class EventEnvelope[DataT: Message](BaseModel):
             user_id=context.user_id,
             data=message,
             version=message.message_version,
-            causation_id=causation_id,
+            causation_id=causation_id or context.causation_id,
         )
 
     @property
@@ -112,6 +137,7 @@ class EventEnvelope[DataT: Message](BaseModel):
             user_id=self.user_id,
             causation_id=self.causation_id,
             version=self.version,
+            reply_to=self.reply_to,
         )
 
 
@@ -125,7 +151,7 @@ def encode_message(message: Message, *, service: str, context: RequestContext) -
     Args:
         message: the event or command.
         service: the name of the sending service.
-        context: gives the request id and the user id.
+        context: gives the request id, the user id and the causation id.
 
     Raises:
         MalformedPayloadError: the data holds something that has no JSON form.
@@ -138,7 +164,7 @@ def encode_message(message: Message, *, service: str, context: RequestContext) -
         service=service,
         request_id=context.request_id,
         user_id=context.user_id,
-        causation_id=None,
+        causation_id=context.causation_id,
         version=message.message_version,
     )
 
@@ -153,6 +179,7 @@ def _encode(
     user_id: str | None,
     causation_id: UUID | None,
     version: int,
+    reply_to: ReplyTo | None = None,
 ) -> bytes:
     written, is_doubtful = write_data(data)
     # Put together from parts, of which most are the same for many messages; the data is JSON already.
@@ -169,6 +196,8 @@ def _encode(
             parts += b',"version":', orjson.dumps(version)
         if causation_id is not None:
             parts += b',"causation_id":', orjson.dumps(causation_id)
+        if reply_to is not None:
+            parts += b',"reply_to":', encode_json(reply_to)
     except orjson.JSONEncodeError as error:
         raise MalformedPayloadError(f"{data.message_type!r} has no JSON form: {error}") from None
     parts.append(b"}")

@@ -7,7 +7,9 @@ from uuid import UUID
 from hybridkit.clients import DataTransaction, Handle, MongoDataClient, PostgresDataClient, _requests
 from hybridkit.clients._answers import NO_CONTENT, transaction_from
 from hybridkit.contract import Transaction, TransactionResult
+from hybridkit.events import Command, ReplyTo
 from hybridkit.sagas._drafts import OutgoingMessage
+from hybridkit.sagas._messages import SagaTimer
 from hybridkit.sagas._records import SAGAS, NewSaga, SagaRecord
 
 type DataClient = PostgresDataClient | MongoDataClient
@@ -63,10 +65,17 @@ class RowTransaction:
         else:
             self._row = self.tx.replace(SAGAS, stored.record, row)
 
-    def send(self, messages: Sequence[OutgoingMessage], *, cancelled: UUID | None) -> None:
-        """Send messages with it, and take back a timer that nobody waits for."""
+    def send(self, messages: Sequence[OutgoingMessage], *, reply_to: ReplyTo, cancelled: UUID | None) -> None:
+        """Send messages with it, and take back a timer that nobody waits for.
+
+        Args:
+            messages: the messages. Whoever gives up one of the commands among them tells the saga.
+            reply_to: the saga.
+            cancelled: the id of the timer; None for none.
+        """
         for each in messages:
-            self.tx.emit(each.message, not_before=each.not_before)
+            is_told = isinstance(each.message, Command) and not isinstance(each.message, SagaTimer)
+            self.tx.emit(each.message, not_before=each.not_before, reply_to=reply_to if is_told else None)
         if cancelled is not None:
             self.tx.cancel(cancelled)
 

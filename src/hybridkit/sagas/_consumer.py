@@ -12,7 +12,7 @@ from hybridkit.messaging._consuming._guarded_runner import Guard
 from hybridkit.sagas._commits import DataClient  # noqa: TC001 - an annotation at run time
 from hybridkit.sagas._declaration import SagaDeclaration
 from hybridkit.sagas._engine import SagaEngine
-from hybridkit.sagas._messages import order_class, timer_class
+from hybridkit.sagas._messages import CommandFailed, order_class, timer_class
 from hybridkit.sagas._sweep import Sweep
 
 RESERVED_SECONDS: Final = 10.0
@@ -102,7 +102,7 @@ class SagaConsumer(RobustConsumer):
 def messages_of(saga: SagaDeclaration[Any]) -> list[type[Message]]:
     """Return all messages that a saga's queue gets."""
     declared = [*saga.handlers.by_message, *saga.undone_by]
-    own: list[type[Message]] = [timer_class(saga.name), order_class(saga.name)]
+    own: list[type[Message]] = [timer_class(saga.name), order_class(saga.name), CommandFailed]
     return list(dict.fromkeys([*declared, *own]))
 
 

@@ -25,7 +25,7 @@ from hybridkit.errors import (
     StaleVersionError,
     UniqueViolationError,
 )
-from hybridkit.events import EventEnvelope, Message
+from hybridkit.events import EventEnvelope, Message, ReplyTo
 from hybridkit.idempotency import claim_key
 from hybridkit.ids import derived_key
 from hybridkit.observability import get_logger, metrics, trace_headers
@@ -230,7 +230,11 @@ class Delivery:
                 draft = await self._fold(decision, row)
                 if draft.has_ended:
                     await self._run_end(draft)
-                transaction.send(draft.messages, cancelled=draft.cancelled)
+                transaction.send(
+                    draft.messages,
+                    reply_to=ReplyTo(queue=self._saga.name, saga_id=self.stored.id),
+                    cancelled=draft.cancelled,
+                )
                 transaction.put(self.stored, draft.finish())
         self._moved(row, draft.row)
 

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from pydantic import create_model
 
-from hybridkit.events import Command
+from hybridkit.events import Command, Event
 
 type Action = Literal["retry", "cancel", "skip"]
 """The orders of a person: send again, fail and undo, leave this undo out."""
@@ -40,8 +40,8 @@ class SagaOrder(Command):
     note: str = ""
 
 
-class CommandFailed(Command):
-    """The news that a command of the saga has become a dead letter.
+class CommandFailed(Event, type="command.failed"):
+    """The news that a command of the saga has become a dead letter; its consumer sends it to the saga's queue alone.
 
     Attributes:
         saga_id: the row.

@@ -70,6 +70,10 @@ def envelope_of(emission: Emission, *, service: str) -> bytes:
     }
     if emission.version != 1:
         wire["version"] = emission.version
+    if emission.causation_id is not None:
+        wire["causation_id"] = emission.causation_id
+    if emission.reply_to is not None:
+        wire["reply_to"] = emission.reply_to.model_dump()
     if isinstance(emission, StreamEmission):
         wire["stream_version"] = emission.stream_version
     return encode_json(wire)

@@ -7,11 +7,16 @@ from typing import Any, Final, Protocol, TypedDict
 from uuid import UUID
 
 from pamqp import commands
+from pydantic import BaseModel, Field, ValidationError
 
-from hybridkit.codec import format_timestamp, now
+from hybridkit.codec import encode_json, format_timestamp, now
+from hybridkit.context import current
 from hybridkit.errors import MalformedPayloadError, PayloadError
-from hybridkit.events import EventEnvelope
+from hybridkit.events import Event, EventEnvelope, ReplyTo
+from hybridkit.events._declaration import MAX_TYPE_LENGTH
 from hybridkit.events.cloudevents import FIRST_READ_AT, decode_body, decode_message, read_wire
+from hybridkit.idempotency import claim_key
+from hybridkit.ids import derived_id
 from hybridkit.messaging._amqp._frames import JSON_MEDIA_TYPE, decode_properties
 from hybridkit.messaging._amqp._headers import (
     ATTEMPT,
@@ -102,6 +107,15 @@ class Acknowledger(Protocol):
     def was_finished(self, event: Identity, /) -> bool:
         """Return whether the event was finished before, on a channel that closed too early to acknowledge it."""
         ...
+
+
+class _Report(BaseModel):
+    """The members of a command's envelope from which its saga is told of its end, whatever its data is."""
+
+    event_type: str = Field(max_length=MAX_TYPE_LENGTH)
+    event_id: UUID
+    service: str = Field(min_length=1, max_length=MAX_NAME_CHARS)
+    reply_to: ReplyTo
 
 
 class Delivery:
@@ -336,6 +350,48 @@ class Delivery:
             **self.failed(dead.failures),
         }
         return self._copy(DEAD_LETTER_EXCHANGE, self.queue, reason)
+
+    def failure_report(self, dead: DeadLettered) -> OutgoingMessage | None:
+        """Return the message that tells a saga that its command is given up; None where no saga has sent it.
+
+        It has the same id each time, so a crash before the acknowledgement makes no second one.
+        """
+        if self._envelope is not None and isinstance(self._envelope.data, Event):
+            return None
+        try:
+            members = self.members or self.wire()
+            if members.get("reply_to") is None:
+                return None
+            report = _Report.model_validate(dict(members))
+        except (PayloadError, ValidationError):
+            return None  # nobody can be told
+        context = current()
+        claim = claim_key(self.queue, report.service, str(report.event_id), self.generation)
+        failed_id = derived_id(claim, "command.failed")
+        wire = {
+            "event_type": "command.failed",
+            "event_id": failed_id,
+            "timestamp": format_timestamp(now()),
+            "service": self.queue,
+            "request_id": context.request_id,
+            "user_id": context.user_id,
+            "data": {
+                "saga_id": report.reply_to.saga_id,
+                "command_type": report.event_type,
+                "command_id": report.event_id,
+                "reason": dead.reason,
+                "error_type": class_name(dead.error)[:MAX_NAME_CHARS],
+            },
+            "causation_id": report.event_id,
+        }
+        return OutgoingMessage(
+            exchange="",
+            routing_key=report.reply_to.queue,
+            body=encode_json(wire),
+            headers={EVENT_ID: str(failed_id), **context.to_amqp_headers()},
+            message_type="command.failed",
+            service=self.queue,
+        )
 
     def _copy(self, exchange: str, routing_key: str, headers: Mapping[str, Any]) -> OutgoingMessage:
         return OutgoingMessage(

@@ -73,11 +73,13 @@ def context_of(envelope: EventEnvelope[Any]) -> RequestContext:
     A request id that is more than one line could forge a line of the log; the event's own id replaces it.
     """
     try:
-        return RequestContext(request_id=envelope.request_id, user_id=envelope.user_id)
+        return RequestContext(
+            request_id=envelope.request_id, user_id=envelope.user_id, causation_id=envelope.event_id
+        )
     except InvalidRequestError:  # the request id: the envelope has checked the user's
         request_id = str(envelope.event_id)
         _log.info("request id replaced, as it is no text of one line", event_id=request_id)
-        return RequestContext(request_id=request_id, user_id=envelope.user_id)
+        return RequestContext(request_id=request_id, user_id=envelope.user_id, causation_id=envelope.event_id)
 
 
 def consumer_span(delivery: Delivery, event_id: str | None = None) -> AbstractContextManager[object]:

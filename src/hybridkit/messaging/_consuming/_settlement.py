@@ -111,7 +111,35 @@ class Settlement:
             unpublished = await self._publish_mark(delivery, delivery.key, mark, self._parked)
             if unpublished is not None:
                 return unpublished
-        return await self._publish(delivery, delivery.dead_letter(dead)) or Settled.DEAD_LETTERED
+        # First, and confirmed: the other way round, a crash in between would leave a saga that waits for its timeout.
+        report = delivery.failure_report(dead)
+        untold = None if report is None else await self._tell(delivery, report)
+        return untold or await self._publish(delivery, delivery.dead_letter(dead)) or Settled.DEAD_LETTERED
+
+    async def _tell(self, delivery: Delivery, report: OutgoingMessage) -> Settled | None:
+        """Publish the news of a command's end until the broker has it, or the saga can't be told.
+
+        Returns:
+            None when the delivery goes on; otherwise it is requeued with its channel.
+        """
+        pauses = REPUBLISHING.pauses()
+        while delivery.is_ours:
+            try:
+                with self._stalls.attempt(f"news for {report.routing_key} is not published"):
+                    await self._publisher.forward(report)
+            except (TemporaryError, OutcomeUnknownError) as error:
+                _log.warning("news of a command's end not published yet", error=str(error))
+            except (
+                HybridkitError
+            ) as error:  # its queue is gone, or the broker refuses it: nobody waits for it
+                _log.warning(
+                    "no saga is told of its command's end", queue=report.routing_key, error=str(error)
+                )
+                return None
+            else:
+                return None
+            await asyncio.sleep(next(pauses))
+        return Settled.REQUEUED
 
     async def free(self, delivery: Delivery, key: str, parked: ParkedKeys) -> None:
         """Free a parked key, here and in the log of parked keys."""
