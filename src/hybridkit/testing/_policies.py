@@ -7,7 +7,7 @@ try:
 
     from hybridkit.adapters._security._routes import check_policies
 except ModuleNotFoundError:
-    raise MissingExtraError(__name__, extra="fastapi") from None
+    raise MissingExtraError(__name__, extra="testing") from None
 
 
 def assert_every_route_has_a_policy(app: FastAPI) -> None:
