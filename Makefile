@@ -5,7 +5,7 @@
 # Images for containers often set it. The tests start a thousand Pythons, and each would compile all that it imports.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help setup quick test test_lowest test_rabbitmq_3_10 lint format docs catalogues servers demo ledger relay crash_points redis_failover jobs bot_replicas sending stops trace properties schemathesis
+.PHONY: help setup dev quick test test_lowest test_rabbitmq_3_10 lint format docs catalogues servers demo ledger relay crash_points redis_failover jobs bot_replicas sending stops trace properties schemathesis
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z0-9_]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
@@ -55,6 +55,10 @@ demo: setup ## Run the five services on real servers and drive the scenario
 
 catalogues: setup ## Compile hybridkit's own texts, after a change to a .po file
 	@.venv/bin/pybabel --quiet compile --domain hybridkit --directory src/hybridkit/adapters/_locales
+
+dev: setup ## Run the five services with their servers, and restart what changes, until Ctrl-C
+	@$(MAKE) --no-print-directory servers || echo "make: no local servers were built: hybridkit dev takes what it finds"
+	@.venv/bin/hybridkit dev
 
 ledger: setup ## Prove that no message is lost or doubled while brokers die, freeze and restart; 10 minutes
 	@$(MAKE) --no-print-directory servers

@@ -19,6 +19,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import DeclarativeBase, mapped_column
 
 import hybridkit.settings
+from hybridkit._cli._manifest import FILE_NAME
 from hybridkit.codec import Timestamp
 from hybridkit.dataservice import RecordColumns
 from hybridkit.dataservice._postgres._table import ResourceTable
@@ -50,7 +51,7 @@ def named(page: Path) -> str:
 def missing_names(text: str) -> Iterator[str]:
     """The dotted names of hybridkit that lead nowhere."""
     for name in sorted(set(re.findall(r"(?<![\w./@:-])hybridkit(?:\.\w+)+(?![\w/])", text))):
-        if not _resolves(name):
+        if name != FILE_NAME and not _resolves(name):
             yield name
 
 

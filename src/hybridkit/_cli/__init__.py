@@ -50,6 +50,10 @@ COMMANDS: Final = {
         "hybridkit._cli._audit:app",
         "Show who changed what, by the audit trail of a data service.",
     ),
+    "dev": (
+        "hybridkit._cli._dev._command:app",
+        "Run all processes of a project while it is developed.",
+    ),
     "doctor": (
         "hybridkit._cli._doctor:app",
         "Check a service's settings and surroundings.",
@@ -57,10 +61,6 @@ COMMANDS: Final = {
     "migrate": (
         "hybridkit._cli._migrations:migrate_app",
         "Bring a database to what a data service declares.",
-    ),
-    "run": (
-        "hybridkit._cli._run:app",
-        "Run all processes of an application for development.",
     ),
     "revision": (
         "hybridkit._cli._migrations:revision_app",

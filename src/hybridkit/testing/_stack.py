@@ -1,9 +1,7 @@
 """The processes of an application, started for a test as they are in production."""
 
 import asyncio
-import os
 import re
-import sys
 import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -303,13 +301,7 @@ class Stack:
         )
 
     def _service(self, member: Member, addresses: Addresses) -> Service:
-        environment = self._members.environment(member, addresses, start_seconds=self._start_seconds)
-        return Service(
-            name=member.name,
-            argv=[sys.executable, "-m", member.declared.module],
-            environment={"PYTHONPATH": _import_path(), **environment},
-            ready_url=f"{member.management_url}/ready",
-        )
+        return self._members.service(member, addresses, start_seconds=self._start_seconds)
 
     # ── while it runs ────────────────────────────────────────────────────────────────────────────
 
@@ -367,12 +359,3 @@ async def _served(service: FakeDataService | str | None, resources: AsyncExitSta
     if not isinstance(service, FakeDataService):
         return None
     return await resources.enter_async_context(service.serve())
-
-
-def _import_path() -> str:
-    """Return the places of this process's modules, for a child that is to find the same ones."""
-    installed = {sys.prefix, sys.base_prefix}
-    folders = [
-        path for path in sys.path if path and not any(path.startswith(f"{each}/") for each in installed)
-    ]
-    return os.pathsep.join(dict.fromkeys(folders))

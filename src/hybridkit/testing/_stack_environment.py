@@ -1,13 +1,15 @@
 """The processes of a stack, and the environment that each one needs of the others."""
 
 import json
+import os
 import secrets
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
-from hybridkit.dev import free_port
+from hybridkit.dev import Service, free_port
 from hybridkit.dev._applications import load_application, settings_class_of
 from hybridkit.errors import DeclarationError
 from hybridkit.settings import (
@@ -178,6 +180,16 @@ class Members:
             **member.declared.environment,
         }
 
+    def service(self, member: Member, addresses: Addresses, *, start_seconds: float) -> Service:
+        """Return how a process is started, with the arguments and errors of `environment`."""
+        environment = self.environment(member, addresses, start_seconds=start_seconds)
+        return Service(
+            name=member.name,
+            argv=[sys.executable, "-m", member.declared.module],
+            environment={"PYTHONPATH": _import_path(), **environment},
+            ready_url=f"{member.management_url}/ready",
+        )
+
     def _servers(self, member: Member, addresses: Addresses) -> dict[str, str | None]:
         settings: dict[str, str | None] = {}
         if member.uses(RedisSettings):
@@ -219,6 +231,15 @@ def _database_of(member: Member, addresses: Addresses) -> str:
     parts = urlsplit(url)
     has_name = kind == "postgres" or parts.path.strip("/")
     return url if has_name else urlunsplit(parts._replace(path=f"/{member.service_name}"))
+
+
+def _import_path() -> str:
+    """Return the places of this process's modules, for a child that is to find the same ones."""
+    installed = {sys.prefix, sys.base_prefix}
+    folders = [
+        path for path in sys.path if path and not any(path.startswith(f"{each}/") for each in installed)
+    ]
+    return os.pathsep.join(dict.fromkeys(folders))
 
 
 def _default_name(settings_class: type[ServiceSettings]) -> str | None:

@@ -1,0 +1,1 @@
+"""`hybridkit dev`: the processes of a project while they are developed."""
