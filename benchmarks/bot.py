@@ -1,38 +1,28 @@
 """The CPU time that an update costs through the adapter for Aiogram, beside Aiogram's own polling; and the start-up.
 
-Both sides poll the same fake Telegram, a process of its own, and have a handler that does nothing. Ours claims each
-update in Redis, so that it runs once, takes the turn of its chat and reads the chat's state there; Aiogram's own
-polling promises none of that and keeps states in memory.
+Both sides are processes of their own on uvloop, take turns, poll the same fake Telegram, another process, and have a
+handler that does nothing. Ours claims each update in Redis, so that it runs once, takes the turn of its chat and reads
+the chat's state there; Aiogram's own polling promises none of that and keeps states in memory.
 """
 
-import asyncio
+import os
 import resource
 import statistics
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from json import dumps
-from typing import Any
-
-from aiogram import Bot, Dispatcher
-from aiogram.client.session.aiohttp import AiohttpSession
-from aiogram.client.telegram import TelegramAPIServer
-from aiogram.types import Message
-from pydantic import SecretStr
 
 from benchmarks._report import Result, main
-from hybridkit.adapters.aiogram import bot_lifespan
 from hybridkit.dev import LocalServers, free_port
-from hybridkit.observability import configure_logging
-from hybridkit.settings import BotSettings, SecretUrl
 
 TOKEN = "4242:fake-telegram-token"  # noqa: S105  # of the fake
 UPDATES = 600
 CHATS = 100
-ROUNDS = 7
+ROUNDS = 5
 START_RUNS = 5
 START_LIMIT_SECONDS = 1.5
 UPDATE_GOAL = 1 / 1.5
@@ -42,21 +32,26 @@ def measure() -> Iterator[Result]:
     """All results, one after the other."""
     yield start_up()
     with LocalServers() as servers, _fake_telegram() as telegram_url:
-        settings = BotSettings(
-            service_name="bench_bot",
-            bot_token=SecretStr(TOKEN),
-            telegram_api_url=SecretUrl(telegram_url),
-            redis_url=SecretUrl(servers.start("redis").url),
-            rabbitmq_url=SecretUrl(servers.start("rabbitmq").url),
-            management_port=0,
-            log_level="WARNING",
-        )
-        configure_logging(settings)
-        ours, peer = asyncio.run(_update_seconds(settings))
+        environment = {
+            **os.environ,
+            "BOT_TOKEN": TOKEN,
+            "ENVIRONMENT": "test",
+            "LOG_LEVEL": "WARNING",
+            "MANAGEMENT_PORT": "0",
+            "RABBITMQ_URL": servers.start("rabbitmq").url,
+            "REDIS_URL": servers.start("redis").url,
+            "SERVICE_NAME": "bench_bot",
+            "TELEGRAM_API_URL": telegram_url,
+        }
+        found: dict[str, list[float]] = {"ours": [], "aiogram": []}
+        for _ in range(ROUNDS):
+            for side, microseconds in found.items():
+                _push(telegram_url)
+                microseconds.append(_microseconds(side, environment))
     yield Result(
         name="an update by polling",
-        ours=ours * 1e6,
-        peer=peer * 1e6,
+        ours=statistics.median(found["ours"]),
+        peer=statistics.median(found["aiogram"]),
         peer_name="aiogram",
         unit="us",
         goal=UPDATE_GOAL,
@@ -82,53 +77,10 @@ def start_up() -> Result:
     )
 
 
-async def _update_seconds(settings: BotSettings) -> tuple[float, float]:
-    ours: list[float] = []
-    peer: list[float] = []
-    for _ in range(ROUNDS):
-        for side, found in ((_ours, ours), (_peer, peer)):
-            await asyncio.to_thread(_push, settings)
-            found.append(await _seconds_of(side, settings))
-    return statistics.median(ours), statistics.median(peer)
-
-
-async def _seconds_of(
-    side: Callable[[Dispatcher, BotSettings], AbstractAsyncContextManager[None]], settings: BotSettings
-) -> float:
-    """Return the CPU time per update between the first and the last one."""
-    moments: list[float] = []
-    done = asyncio.Event()
-    dispatcher = Dispatcher()
-
-    @dispatcher.message()
-    async def handle(_: Message) -> None:
-        moments.append(time.process_time())
-        if len(moments) == UPDATES:
-            done.set()
-
-    async with side(dispatcher, settings):
-        await done.wait()
-    return (moments[-1] - moments[0]) / (UPDATES - 1)
-
-
-@asynccontextmanager
-async def _ours(dispatcher: Dispatcher, settings: BotSettings) -> AsyncGenerator[None]:
-    async with bot_lifespan(dispatcher, settings) as resources:
-        resources.started()
-        yield
-
-
-@asynccontextmanager
-async def _peer(dispatcher: Dispatcher, settings: BotSettings) -> AsyncGenerator[None]:
-    api = TelegramAPIServer.from_base(settings.telegram_api_url.get_secret_value())
-    bot = Bot(TOKEN, session=AiohttpSession(api=api))
-    start: Callable[..., Coroutine[Any, Any, None]] = getattr(dispatcher, "start_polling")  # noqa: B009 - half typed
-    polling = asyncio.create_task(start(bot, handle_signals=False))
-    try:
-        yield
-    finally:
-        await dispatcher.stop_polling()
-        await polling
+def _microseconds(side: str, environment: dict[str, str]) -> float:
+    command = [sys.executable, "-m", "benchmarks._bot_side", side, str(UPDATES)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)  # noqa: S603 - ours
+    return float(run.stderr.split()[-1])
 
 
 @contextmanager
@@ -150,8 +102,8 @@ def _fake_telegram() -> Generator[str]:
         process.wait()
 
 
-def _push(settings: BotSettings) -> None:
-    url = f"{settings.telegram_api_url.get_secret_value()}/control/updates"
+def _push(telegram_url: str) -> None:
+    url = f"{telegram_url}/control/updates"
     for number in range(UPDATES):
         order = {"text": "hello", "from_user": {"id": 1 + number % CHATS}}
         urllib.request.urlopen(url, data=dumps(order).encode()).close()  # noqa: S310 - the fake's

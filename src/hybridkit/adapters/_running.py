@@ -8,6 +8,7 @@ A process has one kind. The first SIGTERM or Ctrl-C asks it to stop, the second 
 """
 
 import asyncio
+import gc
 import signal
 import sys
 from collections import Counter
@@ -73,6 +74,12 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 UNREADY_SECONDS: Final = 5.0
 """How long a load balancer may take to notice that a process in production is not ready any more."""
 FAILED: Final = 1
+
+YOUNG_OBJECTS: Final = 10_000
+"""How many more objects than before start a garbage collection; about 1 MB of them.
+
+A few updates or messages that run together have more than Python's own 700.
+"""
 
 _owns_process: Final = ContextVar("hybridkit_owns_process", default=False)
 """Whether `run_process` runs this, so that what a process has once (faulthandler's timer) may be taken."""
@@ -413,6 +420,11 @@ class StopSignals:
     def started(self, resources: ServiceResources) -> None:
         """End the phase of the start: from now on a signal stops these resources in order."""
         self._resources = resources
+        if _owns_process.get():
+            # Modules, models and routes stay as long as the process: a bot's are 250,000 objects. Looking through them
+            # took half of its CPU time, as updates that run together live long enough for collections of everything.
+            gc.freeze()  # https://docs.python.org/3/library/gc.html#gc.freeze
+            gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
 
     def receive(self, number: signal.Signals) -> None:
         """Act on a signal, also one that another process manager has its own way to send."""
@@ -451,12 +463,15 @@ def run_process[SettingsT: ServiceSettings](
                     raise
                 _log.info("stopped before the start was complete")
 
+    thresholds = gc.get_threshold()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(with_signals())
     except HybridkitError as error:
         _log.critical("the process ends", reason=f"{type(error).__name__}: {error}")
         sys.exit(FAILED)
+    finally:
+        gc.set_threshold(*thresholds)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
