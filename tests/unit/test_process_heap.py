@@ -21,7 +21,7 @@ def test_what_the_start_has_made_is_left_out_of_collections() -> None:
     seen: list[Any] = []
 
     async def main(_: ServiceSettings, stop: StopSignals) -> None:
-        made_by_the_start = [[] for _ in range(1000)]
+        made_by_the_start: list[list[int]] = [[] for _ in range(1000)]
         seen.append((gc.get_freeze_count(), gc.get_threshold()))
         async with ServiceResources() as resources:
             resources.started()
