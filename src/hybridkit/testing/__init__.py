@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hybridkit.testing._policies import assert_every_route_has_a_policy
     from hybridkit.testing._proxy import FaultProxy
     from hybridkit.testing._saga_bench import GivenUp, SagaBench
+    from hybridkit.testing._saga_proof import prove_participant, prove_saga
     from hybridkit.testing._stack import Stack
     from hybridkit.testing._stack_environment import StackService
     from hybridkit.testing._telegram._fake import FakeTelegram
@@ -42,6 +43,8 @@ __all__ = [
     "VirtualClock",
     "assert_every_route_has_a_policy",
     "collect_events",
+    "prove_participant",
+    "prove_saga",
     "running_api",
     "signed_in",
     "until",
@@ -55,6 +58,8 @@ _HOMES = {
     "FakeDataService": "hybridkit.testing._data_service",
     "FakeTelegram": "hybridkit.testing._telegram._fake",
     "FaultProxy": "hybridkit.testing._proxy",
+    "prove_participant": "hybridkit.testing._saga_proof",
+    "prove_saga": "hybridkit.testing._saga_proof",
     "GivenUp": "hybridkit.testing._saga_bench",
     "SagaBench": "hybridkit.testing._saga_bench",
     "LimitViolation": "hybridkit.testing._telegram._limits",

@@ -9,6 +9,7 @@ async with FakeDataService({USERS, ORDERS}, unique={USERS: ["email"]}).postgres_
 import asyncio
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -73,9 +74,15 @@ class FakeDataService:
         kept = list(resources)
         self.faults = DataFaults()
         self.requests: list[str] = []
-        self._store = MemoryStore(
-            kept, unique=unique, references=references, streams=kinds, has_transactions=has_transactions
+        self._make_store = partial(
+            MemoryStore,
+            kept,
+            unique=unique,
+            references=references,
+            streams=kinds,
+            has_transactions=has_transactions,
         )
+        self._store = self._make_store()
         self._app = _application(kept, self._store, calls or {}, kinds)
 
     def __repr__(self) -> str:
@@ -86,12 +93,23 @@ class FakeDataService:
         """The events and commands of all transactions, in commit order, without those that were cancelled in time."""
         return self._store.emitted
 
+    def clear(self) -> None:
+        """Forget all records, events and keys, as a new fake would be; faults and requests too."""
+        self._store = self._app.state.store = self._make_store()  # type: ignore[attr-defined] # a FastAPI application
+        self.faults = DataFaults()
+        self.requests.clear()
+
     def record[RecordT: Record[Any]](
         self, resource: Resource[RecordT, Any, Any], id: object
     ) -> RecordT | None:
         """Return a record as it is now, without a request; None where there is no such record."""
         row = self._store._table(resource).find(id)  # noqa: SLF001 - the fake's own store
         return None if row is None else resource.record.model_validate_json(encode_json(row.document()))
+
+    def records[RecordT: Record[Any]](self, resource: Resource[RecordT, Any, Any]) -> list[RecordT]:
+        """Return all records of a resource as they are now, without a request."""
+        rows = self._store._table(resource).live  # noqa: SLF001 - the fake's own store
+        return [resource.record.model_validate_json(encode_json(row.document())) for row in rows]
 
     @property
     def transport(self) -> "FakeTransport":

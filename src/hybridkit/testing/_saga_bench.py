@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
-from hybridkit.clients import MongoDataClient, PostgresDataClient
+from hybridkit.clients import MongoDataClient, PostgresDataClient, Transport
 from hybridkit.codec import encode_json
 from hybridkit.context import Claim, RequestContext, bind
 from hybridkit.contract import Emission
@@ -31,7 +31,7 @@ from hybridkit.retry import GiveUp, Retry, RetryAfter
 from hybridkit.sagas import SAGAS, Saga, SagaRecord
 from hybridkit.sagas._engine import SagaEngine
 from hybridkit.sagas._messages import Action, CommandFailed, order_class
-from hybridkit.testing._data_service import FakeDataService
+from hybridkit.testing._data_service import BASE_URL, FakeDataService
 from hybridkit.testing._virtual_clock import VirtualClock
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ MAX_DELIVERIES: Final = 10_000
 
 
 @dataclass(order=True)
-class _Due:
+class Due:
     """A delivery that is due at some time."""
 
     at: datetime
@@ -81,6 +81,10 @@ class GivenUp:
     error: Exception
 
 
+class NothingToAnswerError(AssertionError):
+    """The command that a test answers was not sent."""
+
+
 class SagaBench:
     """A saga in a test, with a virtual clock; use it in an `async with` block.
 
@@ -93,6 +97,7 @@ class SagaBench:
         providers: what handlers may ask for besides the data client, by type.
         seed: decides the order of what is due at the same time.
         start: the time at which the clock begins; None for now.
+        data: a fake data service with the resource of sagas, in place of one with `resources` and `unique`.
 
     Attributes:
         commands: the commands that were sent, in commit order; timers are not among them.
@@ -111,6 +116,7 @@ class SagaBench:
         providers: Mapping[Any, object] | None = None,
         seed: int = 0,
         start: datetime | None = None,
+        data: FakeDataService | None = None,
     ) -> None:
         saga.check()
         self._saga = saga
@@ -118,12 +124,12 @@ class SagaBench:
         self._providers = dict(providers or {})
         self._random = random.Random(seed)  # noqa: S311 - an order, no secret
         self._start = start
-        self.data = FakeDataService([SAGAS, *resources], unique=unique)
+        self.data = data or FakeDataService([SAGAS, *resources], unique=unique)
         self.commands: list[Command] = []
         self.events: list[Event] = []
         self.dead_letters: list[GivenUp] = []
         self._answered: set[UUID] = set()
-        self._due: list[_Due] = []
+        self._due: list[Due] = []
         self._number = 0
         self._collected: set[UUID] = set()
         self._stack = AsyncExitStack()
@@ -136,14 +142,17 @@ class SagaBench:
 
     async def __aenter__(self) -> Self:
         self._stack.enter_context(self._clock)
-        make = self.data.mongo_client if self._saga.client is MongoDataClient else self.data.postgres_client
-        self._client = await self._stack.enter_async_context(make(service="saga_bench"))
+        client = self._saga.client(BASE_URL, service="saga_bench", transport=self._transport())
+        self._client = await self._stack.enter_async_context(client)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.aclose()
+
+    def _transport(self) -> Transport:
+        return self.data.transport
 
     @property
     def client(self) -> PostgresDataClient | MongoDataClient:
@@ -210,7 +219,7 @@ class SagaBench:
                 event = answer(sent)
                 await self.tell(event)
                 return event
-        raise AssertionError(f"no {command.__name__} waits for an answer; sent were {self.commands}")
+        raise NothingToAnswerError(f"no {command.__name__} waits for an answer; sent were {self.commands}")
 
     async def refuse(self, command: type[Command], *, reason: str = "permanent") -> None:
         """Let the last command of a class become a dead letter, of which its saga is told.
@@ -220,8 +229,8 @@ class SagaBench:
         """
         sent = self.sent(command)
         if not sent:
-            raise AssertionError(f"no {command.__name__} was sent; sent were {self.commands}")
-        await self._report_failure(sent[-1], reason)
+            raise NothingToAnswerError(f"no {command.__name__} was sent; sent were {self.commands}")
+        self._report_failure(sent[-1], reason)
         await self._run_due(self.now)
 
     async def order(self, key: object, do: Action, *, by: str = "test", note: str = "") -> None:
@@ -235,6 +244,10 @@ class SagaBench:
         """
         await self.tell(order_class(self._saga.name)(saga_id=self._saga.id_of(key), do=do, by=by, note=note))
 
+    def provided[T](self, type_: type[T]) -> T:
+        """Return what was given to handlers as that type, for a test that looks at it."""
+        return cast("T", self._values()[type_])
+
     def saga(self, key: object) -> SagaRecord:
         """Return the row of a key as it is now.
 
@@ -245,6 +258,10 @@ class SagaBench:
         if row is None:
             raise AssertionError(f"there is no saga {self._saga.name} with the key {key}")
         return row
+
+    def sagas(self) -> list[SagaRecord]:
+        """Return all rows of this saga as they are now."""
+        return [row for row in self.data.records(SAGAS) if row.saga == self._saga.name]
 
     def sent[CommandT: Command](self, command: type[CommandT]) -> list[CommandT]:
         """Return the commands of one class that were sent, in commit order."""
@@ -267,7 +284,7 @@ class SagaBench:
             await self._deliver(due)
         raise AssertionError(f"{MAX_DELIVERIES} deliveries, and no end: messages cause each other in a loop")
 
-    async def _deliver(self, due: _Due) -> None:
+    async def _deliver(self, due: Due) -> None:
         envelope = due.envelope
         claim = Claim(claim_key(due.target.name, envelope.service, str(envelope.event_id)))
         context = RequestContext(request_id=envelope.request_id, user_id=envelope.user_id, claim=claim)
@@ -276,7 +293,7 @@ class SagaBench:
                 await due.target.run(envelope, due.attempt)
         except NotYetError as error:
             if due.waits == len(WAIT_SECONDS):
-                await self._give_up(due, error.reason, error)
+                self._give_up(due, error.reason, error)
             else:
                 seconds = WAIT_SECONDS[due.waits]
                 self._push(replace(due, at=self.now + timedelta(seconds=seconds), waits=due.waits + 1))
@@ -285,7 +302,7 @@ class SagaBench:
                 error, attempt=due.attempt, jitter=self._random.random()
             )
             if isinstance(decision, GiveUp):
-                await self._give_up(due, decision.reason, error)
+                self._give_up(due, decision.reason, error)
                 if due.target.name == self._saga.name:
                     raise
             else:
@@ -295,20 +312,20 @@ class SagaBench:
         finally:
             self._collect()
 
-    async def _give_up(self, due: _Due, reason: str, error: Exception) -> None:
+    def _give_up(self, due: Due, reason: str, error: Exception) -> None:
         message = due.envelope.data
         self.dead_letters.append(GivenUp(due.target.name, message, reason, error))
         if due.reply_to is not None:
-            await self._report_failure(message, reason)
+            self._report_failure(message, reason)
 
-    async def _report_failure(self, message: Message, reason: str) -> None:
+    def _report_failure(self, message: Message, reason: str) -> None:
         failed = CommandFailed(
             saga_id=self._saga.id_of(getattr(message, self._saga.key)),
             command_type=message.message_type,
             command_id=message.event_id,
             reason=reason,
         )
-        self._push_to_saga(EventEnvelope[Any].wrap(failed, service="saga_bench"), self.now)
+        self._push(self._due_to_saga(EventEnvelope[Any].wrap(failed, service="saga_bench"), self.now))
 
     def _collect(self) -> None:
         """Take what has been committed to the outbox since."""
@@ -329,17 +346,17 @@ class SagaBench:
         own = {*self._saga.handlers.by_message, *self._saga.undone_by}
         to_saga = type(message) in own or (isinstance(message, Command) and message.queue == self._saga.name)
         if to_saga:
-            self._push_to_saga(envelope, at)
+            self._push(self._due_to_saga(envelope, at))
         for consumer in self._participants.values():
             if type(message) in consumer.handles:
                 self._push(self._due_for(self._target_of(consumer), envelope, at))
 
-    def _push_to_saga(self, envelope: EventEnvelope[Any], at: datetime) -> None:
+    def _due_to_saga(self, envelope: EventEnvelope[Any], at: datetime) -> Due:
         async def run(delivered: EventEnvelope[Any], attempt: int) -> None:
             await self._engine.deliver(delivered, self.client, self._values(), attempt=attempt)
 
         target = _Target(self._saga.name, run, lambda _: self._saga.retry)
-        self._push(self._due_for(target, envelope, at))
+        return self._due_for(target, envelope, at)
 
     def _target_of(self, consumer: RobustConsumer) -> _Target:
         handlers = {handler.message: handler for handler in consumer._handlers}  # noqa: SLF001 - as a consumer runs them
@@ -352,12 +369,12 @@ class SagaBench:
     def _values(self) -> dict[Any, object]:
         return {type(self.client): self.client, **self._providers}
 
-    def _due_for(self, target: _Target, envelope: EventEnvelope[Any], at: datetime) -> _Due:
+    def _due_for(self, target: _Target, envelope: EventEnvelope[Any], at: datetime) -> Due:
         self._number += 1
         reply_to = self._saga.name if isinstance(envelope.data, Command) else None
-        return _Due(at, self._random.random(), self._number, target, envelope, reply_to=reply_to)
+        return Due(at, self._random.random(), self._number, target, envelope, reply_to=reply_to)
 
-    def _push(self, due: _Due) -> None:
+    def _push(self, due: Due) -> None:
         heapq.heappush(self._due, due)
 
 
