@@ -1,11 +1,12 @@
 """The relay on real PostgreSQL: several replicas, crashes at the worst moment, and the order of each key."""
 
 import asyncio
+import re
 import subprocess
 import sys
 import textwrap
 from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -30,7 +31,9 @@ from hybridkit.dataservice._outbox._protocol import (
 )
 from hybridkit.dataservice._postgres._driver._pool import Pool
 from hybridkit.dataservice._postgres._outbox import PostgresOutbox, add_emissions
+from hybridkit.dataservice._postgres._outbox_sql import BACKLOG
 from hybridkit.dataservice._postgres._schema import histories_of, migrating_connection
+from hybridkit.dataservice._postgres._types._parameters import DIALECT
 from hybridkit.dataservice._store._keys import RETENTION
 from tests.helpers import until
 
@@ -269,6 +272,37 @@ async def test_a_row_waits_for_its_time(replicas: tuple[Replica, Replica]) -> No
     await one.sql("UPDATE hk_outbox SET not_before = now() - interval '1 hour' WHERE not_before IS NOT NULL")
     assert [row.sequence for row in await one.waiting()] == [1, 2]
     assert (await one.backlog()).lag_seconds > 3000
+
+
+async def test_a_hundred_thousand_timers_cost_the_relay_no_more_than_ten_thousand(
+    replicas: tuple[Replica, Replica],
+) -> None:
+    """Of the rows that wait for their time 10,000 are counted; those that are due or wait for nothing are all found."""
+    one, _ = replicas
+    await one.sql(
+        "INSERT INTO hk_outbox (event_id, event_type, request_id, body, not_before)"
+        " SELECT gen_random_uuid(), 'timer', 'r', '\\x7b7d', now() + interval '1 day'"
+        " FROM generate_series(1, 100000)"
+    )
+    await one.sql("ANALYZE hk_outbox")
+    [ready] = await one.emit(("a", 1))
+    assert [row.event_id for row in await one.waiting()] == [ready]
+    assert (await one.backlog()).waiting == 10_001
+    async with one.pool.session() as session:
+        compiled: Any = BACKLOG.compile(dialect=DIALECT)
+        arguments = [list(range(PARTITIONS))] * len(set(re.findall(r"\$[0-9]+", compiled.string)))
+        plan = await session.fetch(f"EXPLAIN (ANALYZE, FORMAT JSON) {compiled.string}", *arguments)
+    [tree] = plan[0][0]
+    read = list(rows_read(tree["Plan"]))
+    assert 0 < max(read) <= 10_000
+
+
+def rows_read(plan: dict[str, Any]) -> Iterator[float]:
+    """Yield the rows that each scan of the outbox gives or passes over."""
+    if plan.get("Relation Name") == "hk_outbox":
+        yield plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0)
+    for part in plan.get("Plans", ()):
+        yield from rows_read(part)
 
 
 async def test_a_row_keeps_its_trace(replicas: tuple[Replica, Replica]) -> None:

@@ -156,7 +156,8 @@ class Backlog:
     """The number of rows in some partitions, and the age of the oldest one.
 
     Attributes:
-        waiting: the number of rows that have not been published, also of those whose time has not come.
+        waiting: the number of rows that have not been published, also of those whose time has not come; of these
+            PostgreSQL counts 10,000 at most.
         parked: the number of rows that can't be published.
         lag_seconds: for how long the oldest row could have been published; 0 if no row waits.
     """

@@ -29,6 +29,10 @@ The member stands before the data in every envelope, and quotes in the type befo
 """
 
 
+MAX_COUNTED: Final = 10_000
+"""The largest number of rows with a `not_before` that are counted: there may be one for each of a million sagas."""
+
+
 def _sql(statement: str, **types: Any) -> TextClause:
     return text(statement).bindparams(*(bindparam(name, type_=type_) for name, type_ in types.items()))
 
@@ -155,7 +159,11 @@ BACKLOG: Final = _sql(
     )
     SELECT
         (SELECT count(*) FROM hk_outbox WHERE {_READY} AND {PARTITION} = ANY (:partitions))
-        + (SELECT count(*) FROM hk_outbox WHERE {_LATER} AND {PARTITION} = ANY (:partitions)) AS waiting,
+        + (
+            SELECT count(*) FROM (
+                SELECT FROM hk_outbox WHERE {_LATER} AND {PARTITION} = ANY (:partitions) LIMIT {MAX_COUNTED}
+            ) AS first
+        ) AS waiting,
         (SELECT count(*) FROM hk_outbox WHERE parked_at IS NOT NULL AND {PARTITION} = ANY (:partitions)) AS parked,
         coalesce((SELECT extract(epoch FROM clock_timestamp() - min(moment)) FROM since), 0) AS lag_seconds
     """,  # noqa: S608 - made of constants # nosec B608
