@@ -38,6 +38,10 @@ GROUPS: Final = {
         "hybridkit._cli._projections",
         "Show where projections stand, let one go on, and fill a version.",
     ),
+    "sagas": (
+        "hybridkit._cli._sagas",
+        "Show sagas, have them retry, fail or skip, and check that code can serve them.",
+    ),
     "topology": (
         "hybridkit._cli._topology",
         "Plan, apply and verify what consumers need of the broker.",

@@ -7,9 +7,8 @@ from uuid import UUID
 from hybridkit.clients import DataTransaction, Handle, MongoDataClient, PostgresDataClient, _requests
 from hybridkit.clients._answers import NO_CONTENT, transaction_from
 from hybridkit.contract import Transaction, TransactionResult
-from hybridkit.events import Command, ReplyTo
+from hybridkit.events import ReplyTo
 from hybridkit.sagas._drafts import OutgoingMessage
-from hybridkit.sagas._messages import SagaTimer
 from hybridkit.sagas._records import SAGAS, NewSaga, SagaRecord
 
 type DataClient = PostgresDataClient | MongoDataClient
@@ -69,13 +68,13 @@ class RowTransaction:
         """Send messages with it, and take back a timer that nobody waits for.
 
         Args:
-            messages: the messages. Whoever gives up one of the commands among them tells the saga.
+            messages: the messages. Whoever gives up one that reports its failure tells the saga.
             reply_to: the saga.
             cancelled: the id of the timer; None for none.
         """
         for each in messages:
-            is_told = isinstance(each.message, Command) and not isinstance(each.message, SagaTimer)
-            self.tx.emit(each.message, not_before=each.not_before, reply_to=reply_to if is_told else None)
+            told = reply_to if each.reports_failure else None
+            self.tx.emit(each.message, not_before=each.not_before, reply_to=told)
         if cancelled is not None:
             self.tx.cancel(cancelled)
 

@@ -141,7 +141,7 @@ def decide(
         case SagaTimer():
             return _timer(handlers, row, message)
         case SagaOrder():
-            return _order(row, message)
+            return decide_order(row, message)
         case _:
             pass
     if failed is not None:
@@ -206,7 +206,8 @@ def _failure(handlers: SagaHandlers, row: NewSaga, failed: Failed) -> Decision:
     return Handle(handlers.failures.get(failed.command_type), reason)
 
 
-def _order(row: NewSaga, order: SagaOrder) -> Decision:
+def decide_order(row: NewSaga, order: SagaOrder) -> Decision:
+    """Decide what a person's order means for a saga; `Skip` where it would do nothing."""
     undo = row.pending_undo()
     match order.do:
         case "cancel" if row.status is SagaStatus.RUNNING:

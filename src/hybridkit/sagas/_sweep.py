@@ -18,6 +18,7 @@ from hybridkit.sagas._commits import DataClient
 from hybridkit.sagas._declaration import SagaDeclaration
 from hybridkit.sagas._messages import timer_class
 from hybridkit.sagas._records import SAGAS, SagaRecord, SagaStatus
+from hybridkit.sagas._serving import LIVE, unserved
 
 SWEEP_SECONDS: Final = 60.0
 OVERDUE: Final = timedelta(seconds=90)
@@ -26,7 +27,6 @@ SLOT_SECONDS: Final = 300
 PAGE_SIZE: Final = 100
 MAX_TIMERS: Final = 10_000
 """The most timers that one look sends; the next look sends the others."""
-_LIVE: Final = SAGAS["status"].in_([SagaStatus.RUNNING, SagaStatus.UNDOING])
 
 _log = get_logger("hybridkit.sagas")
 
@@ -83,7 +83,18 @@ class Sweep:
         metrics.failed_sagas.labels(name).set(await self._find(~SAGAS["error"].is_null()).count())
         moment = now()
         metrics.overdue_sagas.labels(name).set(await self._find(*self._overdue(moment)).count())
-        oldest = await self._find(_LIVE).order_by("created_at").first()
+        groups = await unserved(self._saga, self._client)
+        metrics.unserved_sagas.labels(name).set(sum(group.sagas for group in groups))
+        for group in groups:
+            _log.error(
+                "live sagas can't be served by this code",
+                saga=name,
+                state=group.state,
+                definition=group.definition,
+                count=group.sagas,
+                reason=group.reason,
+            )
+        oldest = await self._find(LIVE).order_by("created_at").first()
         age = timedelta(0) if oldest is None else moment - oldest.created_at
         metrics.saga_oldest.labels(name).set(max(age.total_seconds(), 0.0))
 
@@ -91,7 +102,7 @@ class Sweep:
         return self._client.find(SAGAS).where(SAGAS["saga"] == self._saga.name, *conditions)
 
     def _overdue(self, moment: datetime) -> tuple[Filter, ...]:
-        return _LIVE, SAGAS["wake_at"] < moment - OVERDUE
+        return LIVE, SAGAS["wake_at"] < moment - OVERDUE
 
     async def _send(self, record: SagaRecord, moment: datetime) -> None:
         timer = timer_class(self._saga.name)(saga_id=record.id, entry=record.entry)

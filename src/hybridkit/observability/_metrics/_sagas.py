@@ -47,6 +47,12 @@ class SagaMetrics:
         ("saga",),
         workers="livemax",
     )
+    unserved_sagas = gauge(
+        "hybridkit_unserved_sagas",
+        "Sagas in a state that this code doesn't have, or that newer code has written.",
+        ("saga",),
+        workers="livemax",
+    )
     saga_oldest = gauge(
         "hybridkit_saga_oldest_seconds",
         "Age of the oldest saga that has not ended.",
