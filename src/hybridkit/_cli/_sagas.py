@@ -228,7 +228,7 @@ def check(
 
     Exit code 1 when a live saga is in a state that the code doesn't have, or was written by newer code.
     """
-    sagas = find_instances(apps, Saga)
+    sagas: list[Saga[Any]] = find_instances(apps, Saga)
     found = run(_unserved(data_client(url, service=service, callee=callee), sagas))
     if as_json:
         print_json(found)
