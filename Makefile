@@ -5,7 +5,7 @@
 # Images for containers often set it. The tests start a thousand Pythons, and each would compile all that it imports.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help setup dev quick test test_lowest test_rabbitmq_3_10 lint format docs catalogues servers demo ledger relay crash_points redis_failover jobs bot_replicas sending stops trace properties schemathesis
+.PHONY: help setup dev quick test test_lowest test_rabbitmq_3_10 lint format docs catalogues servers demo ledger streams relay crash_points redis_failover jobs bot_replicas sending stops trace properties schemathesis
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z0-9_]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
@@ -64,6 +64,10 @@ ledger: setup ## Prove that no message is lost or doubled while brokers die, fre
 	@$(MAKE) --no-print-directory servers
 	@.venv/bin/python -m tests.proofs.ledger
 	@.venv/bin/python -m tests.proofs.ledger --cluster
+
+streams: setup ## Prove that readers of a log miss no late commit, and that streams survive races, stops and a restore; 5 minutes
+	@$(MAKE) --no-print-directory servers
+	@.venv/bin/python -m tests.proofs.streams
 
 relay: setup ## Prove that the outbox loses nothing and keeps the order while its replicas are killed; 4 minutes
 	@$(MAKE) --no-print-directory servers
