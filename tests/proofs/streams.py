@@ -33,7 +33,7 @@ from hybridkit.dataservice import StreamColumns, create_data_service
 from hybridkit.dataservice._postgres._driver._connection import connect
 from hybridkit.dataservice._postgres._schema import migrating_connection
 from hybridkit.dev import LocalServers
-from hybridkit.errors import StaleVersionError
+from hybridkit.errors import StaleVersionError, TemporaryError
 from hybridkit.events import Event
 from hybridkit.ids import new_id
 from hybridkit.settings import PostgresUrl, SecretUrl, ServiceSettings
@@ -157,7 +157,14 @@ class LateCommits:
 
 
 async def prove_late_commits(
-    url: str, *, events: int, writers: int, readers: int = 3, share: float = 0.05, seconds: float = 0.1
+    url: str,
+    *,
+    events: int,
+    writers: int,
+    readers: int = 3,
+    accounts_each: int = 2,
+    share: float = 0.05,
+    seconds: float = 0.1,
 ) -> LateCommits:
     """Append while readers follow the log.
 
@@ -166,6 +173,7 @@ async def prove_late_commits(
         events: the number of events, at least.
         writers: the number of writers at a time.
         readers: the number of readers of the log.
+        accounts_each: the number of accounts for each writer.
         share: of the transactions that are held at their commit.
         seconds: for how long they are held at most.
     """
@@ -173,7 +181,7 @@ async def prove_late_commits(
         connection: Any = await connect(url, timeout_seconds=10, command_seconds=60)
         try:
             await connection.execute(_HOLD.format(share=share, seconds=seconds))
-            accounts = [new_id() for _ in range(writers * 2)]
+            accounts = [new_id() for _ in range(writers * accounts_each)]
             done = asyncio.Event()
             reading = [asyncio.create_task(_follow(postgres, done)) for _ in range(readers)]
             naive = asyncio.create_task(_follow_position(connection, done))
@@ -200,19 +208,27 @@ async def _write(postgres: PostgresDataClient, accounts: Sequence[UUID], events:
         account, other = chance.sample(accounts, 2)
         size = min(chance.choice((1, 1, 2, 10)), left)
         batch = [deposit(account) for _ in range(size)]
-        left -= size
-        match chance.randrange(3):
-            case 0:
-                await postgres.append(ACCOUNTS, account, *batch)
-            case 1:
-                async with postgres.transaction() as tx:
-                    tx.append(ACCOUNTS, account, *batch)
-                    tx.append(ACCOUNTS, other, deposit(other))
-            case _:
-                try:
-                    await postgres.append(ACCOUNTS, await postgres.load(ACCOUNTS, account), *batch)
-                except StaleVersionError:
-                    left += size
+        try:
+            await _append(postgres, chance.randrange(3), (account, other), batch)
+            left -= size
+        except (StaleVersionError, TemporaryError):
+            # Nothing was done: another one came first, or all connections wait for a transaction that is held.
+            continue
+
+
+async def _append(
+    postgres: PostgresDataClient, way: int, accounts: tuple[UUID, UUID], batch: Sequence[Event]
+) -> None:
+    account, other = accounts
+    match way:
+        case 0:
+            await postgres.append(ACCOUNTS, account, *batch)
+        case 1:
+            async with postgres.transaction() as tx:
+                tx.append(ACCOUNTS, account, *batch)
+                tx.append(ACCOUNTS, other, deposit(other))
+        case _:
+            await postgres.append(ACCOUNTS, await postgres.load(ACCOUNTS, account), *batch)
 
 
 type Got = list[tuple[str, int]]
@@ -473,7 +489,9 @@ async def _all(url: str, events: int, hold_seconds: float) -> bool:
     _say(f"16 writers x 100 decisions: {deciders}")
     versions = await prove_restore(url)
     _say(f"after a restore: {versions}")
-    late = await prove_late_commits(url, events=events, writers=50, share=0.002, seconds=hold_seconds)
+    late = await prove_late_commits(
+        url, events=events, writers=50, accounts_each=40, share=0.002, seconds=hold_seconds
+    )
     _say(f"late commits: {late}")
     holds = (
         late.holds

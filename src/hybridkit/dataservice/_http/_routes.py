@@ -69,7 +69,7 @@ def add_routes(
     for other in [each for route in app.router.routes for each in getattr(route, "routes", [route])]:
         if isinstance(other, Route) and other.path == "/ready":
             other.app = _refusing_bad_tokens(other.app)
-    add_document(app, ContractDocument(bodies.values(), own))
+    add_document(app, ContractDocument(bodies.values(), own, streams))
 
 
 def _refusing_bad_tokens(app: ASGIApp) -> ASGIApp:

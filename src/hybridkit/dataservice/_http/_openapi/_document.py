@@ -5,14 +5,22 @@ QUERY is not in it: OpenAPI 3.1 has no such method. It takes what `POST …:quer
 https://spec.openapis.org/oas/v3.1.0
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from hybridkit.contract import MAX_BATCH, NDJSON_MEDIA_TYPE, Problem, Transaction, TransactionResult
+from hybridkit.contract import (
+    MAX_BATCH,
+    NDJSON_MEDIA_TYPE,
+    Append,
+    AppendResult,
+    Problem,
+    Transaction,
+    TransactionResult,
+)
 from hybridkit.dataservice._http._batch_bodies import BATCH_KINDS, BatchKind
 from hybridkit.dataservice._http._bodies import RequestBodies
 from hybridkit.dataservice._http._call_routes import CallRoute
@@ -42,9 +50,12 @@ from hybridkit.dataservice._http._openapi._parts import (
     query_options,
     query_schema,
 )
+from hybridkit.dataservice._http._openapi._streams import STREAM_SCHEMAS
 from hybridkit.dataservice._http._requests import JSON_MEDIA_TYPE, MERGE_PATCH_MEDIA_TYPE
 from hybridkit.dataservice._http._transact_route import TRANSACT_PATH
 from hybridkit.resources import AUDIT, AuditEntry
+from hybridkit.streams import RecordedEvent
+from hybridkit.streams._stream import AnyStream
 
 if TYPE_CHECKING:
     from hybridkit.dataservice._http._callers import Callers
@@ -56,17 +67,23 @@ class ContractDocument:
     Args:
         bodies: the request bodies of every resource.
         calls: the routes of the service's own calls.
+        streams: the kinds of streams.
 
     Attributes:
         paths: the operations by path and method.
         schemas: the schemas by name.
     """
 
-    def __init__(self, bodies: Iterable[RequestBodies], calls: Sequence[CallRoute]) -> None:
+    def __init__(
+        self,
+        bodies: Iterable[RequestBodies],
+        calls: Sequence[CallRoute],
+        streams: Collection[AnyStream] = (),
+    ) -> None:
         listed = list(bodies)
         self.paths: dict[str, dict[str, Part]] = {}
         self.schemas: dict[str, Any] = {}
-        self._schema_names = self._define(listed, calls)
+        self._schema_names = self._define(listed, calls, has_streams=bool(streams))
         for resource_bodies in listed:
             own = [route for route in calls if route.call.resource == resource_bodies.resource]
             self._describe(resource_bodies, own)
@@ -90,10 +107,14 @@ class ContractDocument:
     # ── schemas ──────────────────────────────────────────────────────────────────────────────────
 
     def _define(
-        self, bodies: Sequence[RequestBodies], calls: Sequence[CallRoute]
+        self, bodies: Sequence[RequestBodies], calls: Sequence[CallRoute], *, has_streams: bool
     ) -> dict[type[BaseModel], str]:
         read: list[type[BaseModel]] = [Problem, TransactionResult]
         sent: list[type[BaseModel]] = [Transaction]
+        if has_streams:
+            read += [AppendResult, RecordedEvent]
+            sent.append(Append)
+            self.schemas.update(STREAM_SCHEMAS)
         for models in bodies:
             read.append(models.resource.record)
             sent += [models.create_model, models.replace_model, models.update_model]
