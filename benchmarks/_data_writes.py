@@ -231,7 +231,7 @@ async def _plain_route(request: Request) -> Response:
 
 
 def _post_plain(app: FastAPI) -> Operation:
-    return _post(app, "/plain", orjson.dumps(VALUES, default=str))
+    return post(app, "/plain", orjson.dumps(VALUES, default=str))
 
 
 async def _orm_route(request: Request, body: NewSale) -> SaleTable:
@@ -243,7 +243,7 @@ async def _orm_route(request: Request, body: NewSale) -> SaleTable:
 
 
 def _post_orm(app: FastAPI) -> Operation:
-    return _post(app, "/orm", orjson.dumps(VALUES, default=str))
+    return post(app, "/orm", orjson.dumps(VALUES, default=str))
 
 
 def _transact(app: FastAPI) -> Operation:
@@ -258,10 +258,13 @@ def _transact(app: FastAPI) -> Operation:
         "data": {"sale_id": record_id},
     }
     body = orjson.dumps({"operations": [created], "emit": [event]}, default=str)
-    return _post(app, "/v1:transact", body, (b"idempotency-key", f'"{uuid4()}"'.encode()))
+    return post(app, "/v1:transact", body, (b"idempotency-key", f'"{uuid4()}"'.encode()))
 
 
-def _post(app: FastAPI, path: str, body: bytes, *headers: tuple[bytes, bytes]) -> Operation:
+def post(
+    app: FastAPI, path: str, body: bytes, *headers: tuple[bytes, bytes], method: str = "POST"
+) -> Operation:
+    """Make a request that is handed to the application as ASGI messages, and has to succeed."""
     answers: list[int] = []
 
     async def receive() -> dict[str, Any]:
@@ -281,7 +284,7 @@ def _post(app: FastAPI, path: str, body: bytes, *headers: tuple[bytes, bytes]) -
         "type": "http",
         "asgi": {"version": "3.0"},
         "http_version": "1.1",
-        "method": "POST",
+        "method": method,
         "scheme": "http",
         "path": path,
         "raw_path": path.encode(),

@@ -13,7 +13,7 @@ from typing import Final
 
 from benchmarks._report import Result, show
 
-PARTS: Final = ("client", "server", "writes")
+PARTS: Final = ("client", "server", "writes", "audit")
 
 
 def main() -> None:
