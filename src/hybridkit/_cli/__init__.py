@@ -62,6 +62,10 @@ COMMANDS: Final = {
         "hybridkit._cli._doctor:app",
         "Check a service's settings and surroundings.",
     ),
+    "forget": (
+        "hybridkit._cli._forget:app",
+        "Erase the personal data of one person in a data service.",
+    ),
     "migrate": (
         "hybridkit._cli._migrations:migrate_app",
         "Bring a database to what a data service declares.",

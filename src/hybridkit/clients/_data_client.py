@@ -5,10 +5,11 @@ from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
 from itertools import batched
 from typing import Any, Self
+from uuid import UUID
 
 from pydantic import BaseModel
 
-from hybridkit.clients import _batches, _requests
+from hybridkit.clients import _batches, _erasure, _requests
 from hybridkit.clients._answers import (
     NO_CONTENT,
     answer_of,
@@ -36,6 +37,7 @@ from hybridkit.clients._write_identity import WriteStep, begin_write
 from hybridkit.codec import check_size
 from hybridkit.context import bind, current
 from hybridkit.contract import MAX_BATCH, MAX_BODY_BYTES, Transaction, TransactionResult
+from hybridkit.contract._erasure import Forgotten
 from hybridkit.contract._fields import parse_id
 from hybridkit.errors import AnswerTooLargeError, InvalidRequestError, NotFoundError
 from hybridkit.resources import AUDIT, AuditEntry, Call, Record, Resource
@@ -497,6 +499,26 @@ class DataClient(BaseClient):
         with write:
             written = written_record(resource, await self._send(request()))
         return present(resource, written)
+
+    async def forget(self, subject: str, id: UUID | str | int, *, dry_run: bool = False) -> Forgotten:
+        """Erase the personal data of a person wherever the data service has it, as `Personal` marks the fields.
+
+        It takes many requests, each for a part; what is erased already is passed over, so it may be called again after
+        any failure. `subject.forgotten` is emitted at the end.
+
+        Args:
+            subject: the kind of id, such as `user_id`.
+            id: the id of the person.
+            dry_run: only count the rows.
+
+        Returns:
+            The number of rows by the name of their resource or stream.
+
+        Raises:
+            AccessDeniedError: the data service grants this service no `forget`.
+            InvalidRequestError: no field is marked with this kind of id.
+        """
+        return await _erasure.forget(self._send, subject, str(id), dry_run=dry_run)
 
     # ── what the methods send ────────────────────────────────────────────────────────────────────
 

@@ -12,6 +12,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PlainSerializer,
     PlainValidator,
     ValidationError,
     WithJsonSchema,
@@ -52,9 +53,14 @@ def _amount(value: Any) -> int | float | Decimal:
     return found
 
 
+def _sent_amount(amount: float | Decimal) -> int | float | str:
+    return str(amount) if isinstance(amount, Decimal) else amount
+
+
 type Amount = Annotated[
     int | float | Decimal,
     PlainValidator(_amount),
+    PlainSerializer(_sent_amount),  # pydantic warns of a decimal in a union of numbers
     WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "pattern": _DECIMAL.pattern}]}),
 ]
 """A number to add to a field. A `Decimal` is text on the wire, as the values of such fields are."""

@@ -23,9 +23,10 @@ def saga_tables() -> "dict[AnyResource, type[RecordColumns]]":
 def saga_collections() -> "dict[AnyResource, DocumentCollection]":
     """Return the resource of sagas with its collection, for `create_data_service(MongoSettings, {...})`."""
     from hybridkit.dataservice._mongo._collection import (  # noqa: PLC0415 - an extra of its own
+        SAGA_COLLECTION,
         DocumentCollection,
         DocumentIndex,
     )
 
     indexes = (DocumentIndex("saga", "status", "state"), DocumentIndex("wake_at"))
-    return {SAGAS: DocumentCollection(name="hk_sagas", indexes=indexes)}
+    return {SAGAS: DocumentCollection(name=SAGA_COLLECTION, indexes=indexes)}

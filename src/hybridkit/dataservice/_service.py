@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 
 from hybridkit.adapters.fastapi import create_app
 from hybridkit.dataservice._housekeeping import Housekeeping
@@ -61,6 +62,7 @@ def create_data_service(
     migrations: Path | str | None = None,
     publisher: OpenEventSink | None = None,
     grants: Mapping[str, Grant] | None = None,
+    saga_data: Mapping[str, type[BaseModel]] | None = None,
     title: str = "Data service",
     version: str = "0.1.0",
 ) -> FastAPI:
@@ -77,6 +79,7 @@ def create_data_service(
         calls: the service's own calls, each with an async function that takes its request and a `CallContext`.
         migrations: the folder with the service's Alembic revisions; without one its tables are left as they are.
         publisher: opens an event sink to use instead of RabbitMQ, for example in tests.
+        saga_data: the data models of sagas, by their names, so that their personal fields are erased with a person.
         grants: what each calling service may do, by its name; None lets every caller do everything.
         title: the title in the OpenAPI document.
         version: the version in the OpenAPI document.
@@ -118,7 +121,7 @@ def create_data_service(
         yield
 
     app = create_app(settings_class, title=title, version=version, lifespan=lifespan, internal=True)
-    add_routes(app, bodies, calls, streams=streams)
+    add_routes(app, bodies, calls, streams=streams, saga_data=saga_data)
     app.state.data_service = DataServiceDeclaration(
         settings_class=settings_class,
         tables=tables,

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from opentelemetry.util.types import AttributeValue
 
 from hybridkit.dataservice._outbox._protocol import Outbox
+from hybridkit.dataservice._store._erasure import Erased, ErasureStep
 from hybridkit.dataservice._store._operations import (
     Assert,
     CallWork,
@@ -157,6 +158,12 @@ class TracedStore:
     async def deleted_ids(self, resource: AnyResource, field: str, value: Any) -> Sequence[str]:
         """Return what the store does."""
         return await self._read(Query, AUDIT, self._store.deleted_ids(resource, field, value))
+
+    async def erase(self, step: ErasureStep, person: str, *, after: str, dry_run: bool) -> Erased:
+        """Return what the store does."""
+        attributes: dict[str, AttributeValue] = {"db.operation.name": "UPDATE"}
+        erased = self._store.erase(step, person, after=after, dry_run=dry_run)
+        return await self._answered("UPDATE", attributes, erased)
 
     async def signing_key(self) -> bytes:
         """Return what the store does, without a span."""

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Context, Decimal, Inexact
 from functools import lru_cache
+from math import isfinite
 from typing import Any, Final, Literal, assert_never
 
 from pydantic import BaseModel, ValidationError
 
 from hybridkit.codec import field_errors
 from hybridkit.contract import CreateOperation, DeleteOperation, Operation, UpdateOperation, UpsertOperation
-from hybridkit.contract._amounts import json_amount
 from hybridkit.contract._fields import changed_fields, fields_of, parse_id
 from hybridkit.errors import InvalidRequestError
 from hybridkit.resources import Resource
@@ -61,11 +61,7 @@ class Change:
                 return None
 
     def operation(self) -> Operation:
-        """Return the operation of a transaction that makes the change.
-
-        Raises:
-            InvalidRequestError: the sum of increments has more digits than a JSON number keeps.
-        """
+        """Return the operation of a transaction that makes the change."""
         name, data = self.resource.name, dict(self.data)
         match self.kind:
             case "create":
@@ -75,8 +71,7 @@ class Change:
             case "upsert":
                 return UpsertOperation(resource=name, id=self.id, data=data)
             case "increment":
-                increment = {field: json_amount(field, amount) for field, amount in self.amounts.items()}
-                return UpsertOperation(resource=name, id=self.id, data=data, increment=increment)
+                return UpsertOperation(resource=name, id=self.id, data=data, increment=dict(self.amounts))
             case "delete":
                 return DeleteOperation(resource=name, id=self.id)
             case _:
@@ -242,12 +237,15 @@ def _amount(resource: AnyResource, name: str, amount: float | Decimal) -> int | 
     kind = resource.number_of(name)
     if kind is None:
         raise InvalidRequestError(f"{resource.name}.{name} is no number that an update may change")
-    checked = json_amount(f"{resource.name}.{name}", amount)
+    if isinstance(amount, bool) or not isfinite(amount):
+        raise InvalidRequestError(
+            f"{resource.name}.{name} is incremented by {amount}, which is no finite number"
+        )
     if kind is Decimal:
         return amount if isinstance(amount, Decimal) else Decimal(str(amount))
-    if kind is int and checked != int(checked):
+    if kind is int and amount != int(amount):
         raise InvalidRequestError(f"{resource.name}.{name} is an integer, and is incremented by {amount}")
-    return int(checked) if kind is int else checked
+    return int(amount) if kind is int else float(amount)
 
 
 def _sum(before: float | Decimal, amount: float | Decimal) -> int | float | Decimal:

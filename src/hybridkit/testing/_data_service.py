@@ -13,6 +13,8 @@ from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from pydantic import BaseModel
+
 from hybridkit._asgi_types import ASGIApp
 from hybridkit._http_server import HttpLimits, HttpRequest, HttpResponse, HttpServer
 from hybridkit.adapters.fastapi import create_app
@@ -53,6 +55,7 @@ class FakeDataService:
             `{ORDERS: {"user_id": USERS}}`. A record that is referred to can't be deleted.
         calls: the service's own calls with their handlers; `work.database` is the store in memory.
         streams: the kinds of streams that it serves.
+        saga_data: the data models of sagas, by their names, as for `create_data_service`.
         has_transactions: False answers as a data service on a MongoDB without transactions.
 
     Attributes:
@@ -68,6 +71,7 @@ class FakeDataService:
         references: Mapping[AnyResource, Mapping[str, AnyResource]] | None = None,
         calls: Mapping[AnyCall, CallHandler] | None = None,
         streams: Iterable[AnyStream] = (),
+        saga_data: Mapping[str, type[BaseModel]] | None = None,
         has_transactions: bool = True,
     ) -> None:
         kinds = list(streams)
@@ -83,7 +87,7 @@ class FakeDataService:
             has_transactions=has_transactions,
         )
         self._store = self._make_store()
-        self._app = _application(kept, self._store, calls or {}, kinds)
+        self._app = _application(kept, self._store, calls or {}, kinds, saga_data or {})
 
     def __repr__(self) -> str:
         return f"FakeDataService({self._store!r})"
@@ -227,12 +231,12 @@ def _application(
     store: MemoryStore,
     calls: Mapping[AnyCall, CallHandler],
     streams: Collection[AnyStream],
+    saga_data: Mapping[str, type[BaseModel]],
 ) -> ASGIApp:
     """Make the application. Its lifespan never runs, as it would read settings and open connections."""
     app = create_app(ServiceSettings, title="Fake data service", internal=True)
-    add_routes(
-        app, {resource.name: RequestBodies(resource) for resource in resources}, calls, streams=streams
-    )
+    bodies = {resource.name: RequestBodies(resource) for resource in resources}
+    add_routes(app, bodies, calls, streams=streams, saga_data=saga_data)
     app.state.resources = ServiceResources()
     app.state.resources.health.started()
     app.state.callers = Callers(None, None)

@@ -54,6 +54,7 @@ class Grant:
             only.
         audit: the audited resources whose history it may read. No other permission implies it, not even `write`, and
             nobody may write the audit trail.
+        forget: whether it may erase the personal data of a person, wherever it is. No other permission implies it.
     """
 
     read: GrantedResources = ()
@@ -65,6 +66,7 @@ class Grant:
     call: Collection[AnyCall] = ()
     emit: bool | Collection[type[Event] | type[Command]] = False
     audit: Collection[AnyResource] | Literal["*"] = ()
+    forget: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -227,6 +229,16 @@ class Callers:
         grant = self._grant(caller)
         if grant is not None and not grant.allows_call(call):
             raise _denied(caller, f"call {call.resource.name}:{call.name}")
+
+    def check_forget(self, caller: str) -> None:
+        """Check that the caller may erase the personal data of a person.
+
+        Raises:
+            AccessDeniedError: the caller has no such permission.
+        """
+        grant = self._grant(caller)
+        if grant is not None and not grant.forget:
+            raise _denied(caller, "forget a person")
 
     def check_emission(self, caller: str, emission: Emission) -> None:
         """Check that the caller may emit an event or command.

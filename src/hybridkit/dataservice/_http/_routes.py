@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
@@ -19,6 +20,7 @@ from hybridkit.dataservice._http._query_routes import QueryRoutes
 from hybridkit.dataservice._http._record_routes import RecordRoutes
 from hybridkit.dataservice._http._requests import ContractRequest
 from hybridkit.dataservice._http._router import ContractMiddleware, ContractRouter
+from hybridkit.dataservice._http._streams._erasure_route import ErasureRoute
 from hybridkit.dataservice._http._streams._routes import StreamRoutes
 from hybridkit.dataservice._http._transact_route import TransactRoute
 
@@ -34,6 +36,7 @@ def add_routes(
     calls: Mapping[AnyCall, CallHandler] | None = None,
     *,
     streams: Collection[AnyStream] = (),
+    saga_data: Mapping[str, type[BaseModel]] | None = None,
 ) -> None:
     """Add all routes under `/v1` and their OpenAPI document, and let `/ready` refuse the callers that they refuse.
 
@@ -44,6 +47,7 @@ def add_routes(
         bodies: the request bodies of each resource, by its name.
         calls: the service's own calls with their handlers.
         streams: the kinds of streams.
+        saga_data: the data models of sagas, by their names, whose personal fields are erased with a person.
 
     Raises:
         DeclarationError: a call doesn't fit the resources or its handler, a stream has the name of another stream or
@@ -64,6 +68,7 @@ def add_routes(
     for stream in streams:
         StreamRoutes(stream).add_to(router)
     TransactRoute(bodies, named).add_to(router)
+    ErasureRoute([each.resource for each in bodies.values()], streams, saga_data or {}).add_to(router)
     app.router.routes.insert(0, router)
     app.user_middleware.append(Middleware(ContractMiddleware, router=router))  # the innermost one
     for other in [each for route in app.router.routes for each in getattr(route, "routes", [route])]:

@@ -16,10 +16,12 @@ from hybridkit.context import current
 from hybridkit.contract import Emission  # noqa: TC001 - the attribute's type, for whoever reads it
 from hybridkit.dataservice._memory._aggregations import aggregated
 from hybridkit.dataservice._memory._audit import MemoryAudit
+from hybridkit.dataservice._memory._erasure import erase
 from hybridkit.dataservice._memory._filters import Ordering, fits
 from hybridkit.dataservice._memory._streams import MemoryStreams
 from hybridkit.dataservice._memory._table import MemoryTable, Row, Unique
 from hybridkit.dataservice._store._audit import any_audited
+from hybridkit.dataservice._store._erasure import Erased, ErasureStep
 from hybridkit.dataservice._store._in_flight import InFlight
 from hybridkit.dataservice._store._kept_outcomes import (
     decode_outcome,
@@ -281,6 +283,12 @@ class MemoryStore:
                 return await work(self)
         except TimeoutError:
             raise DeadlinePassedError("stopped at the deadline; nothing was changed") from None
+
+    async def erase(self, step: ErasureStep, person: str, *, after: str, dry_run: bool) -> Erased:  # noqa: ARG002 - one batch has all
+        """Erase the personal data of a person in one step, or count the rows."""
+        current().check_deadline()
+        async with self._turn:
+            return erase(self._tables, self.streams, step, person, dry_run=dry_run)
 
     # ── keeping ──────────────────────────────────────────────────────────────────────────────────
 

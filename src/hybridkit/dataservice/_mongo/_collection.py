@@ -15,6 +15,10 @@ from hybridkit.dataservice._store._etags import State
 from hybridkit.dataservice._store._operations import Document
 from hybridkit.errors import DeclarationError
 from hybridkit.resources._resource import AnyResource
+from hybridkit.sagas import SAGAS
+
+SAGA_COLLECTION: Final = "hk_sagas"
+"""The collection of sagas, the only one of hybridkit's own that is a resource."""
 
 HIDDEN: Final = "_hk"
 """The member of a stored document that readers never see: incarnation, keys, events, audit entry, tombstone."""
@@ -90,7 +94,8 @@ class ResourceCollection:
         self.name = declared.name or resource.name
         self.indexes = declared.indexes
         known = resource.record.model_fields
-        if self.name.startswith(("hk_", "system.")) or "$" in self.name:
+        is_ours = self.name == SAGA_COLLECTION and resource == SAGAS
+        if (self.name.startswith(("hk_", "system.")) and not is_ours) or "$" in self.name:
             raise DeclarationError(
                 f"{resource.name}: the collection {self.name!r} isn't the resource's own; call it otherwise"
             )

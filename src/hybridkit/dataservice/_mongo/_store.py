@@ -22,6 +22,7 @@ from hybridkit.dataservice._mongo._document_events import EVENTS, SequenceNumber
 from hybridkit.dataservice._mongo._driver._capabilities import Capabilities, probe
 from hybridkit.dataservice._mongo._driver._database import StoredDocument, bounded, meaning, open_database
 from hybridkit.dataservice._mongo._driver._errors import is_duplicate, read_error, write_error
+from hybridkit.dataservice._mongo._erasure import erase_records, erase_sagas
 from hybridkit.dataservice._mongo._keys import KEYS_COLLECTION, Keys
 from hybridkit.dataservice._mongo._outbox import MongoOutbox
 from hybridkit.dataservice._mongo._reader import MongoReader
@@ -29,12 +30,15 @@ from hybridkit.dataservice._mongo._replacements import GONE
 from hybridkit.dataservice._mongo._transaction_writer import ORDERING_KEYS_COLLECTION
 from hybridkit.dataservice._mongo._writer import MongoWriter
 from hybridkit.dataservice._store._audit import AUDIT_DAYS
+from hybridkit.dataservice._store._erasure import Erased, ErasureStep, RecordStep, SagaStep, StreamStep
 from hybridkit.dataservice._store._keys import DERIVED_RETENTION
 from hybridkit.dataservice._store._operations import Outcome, Write
 from hybridkit.dataservice._store._protocol import EncodedPage, ExportChunk
+from hybridkit.errors import NotSupportedError
 from hybridkit.observability import get_logger
 from hybridkit.resources import AUDIT, Filter, Query
 from hybridkit.resources._resource import AnyResource
+from hybridkit.sagas import SAGAS
 
 CHECK_SECONDS: Final = 0.9
 CLEAN_DOCUMENTS: Final = 1000
@@ -84,6 +88,25 @@ class MongoStore(MongoReader):
     async def write(self, write: Write) -> Outcome:
         """Do all operations of the write or none, once per caller and key."""
         return await self._writer.write(write)
+
+    async def erase(self, step: ErasureStep, person: str, *, after: str, dry_run: bool) -> Erased:
+        """Erase the personal data of a person in one batch of a step."""
+        with bounded(), meaning(read_error):
+            match step:
+                case RecordStep():
+                    collection = self._collections[step.resource.name]
+                    documents = self._documents(collection)
+                    return await erase_records(
+                        documents, collection, step, person, after=after, dry_run=dry_run
+                    )
+                case SagaStep():
+                    collection = self._collections[SAGAS.name]
+                    documents = self._documents(collection)
+                    return await erase_sagas(
+                        documents, collection, step, person, after=after, dry_run=dry_run
+                    )
+                case StreamStep():
+                    raise NotSupportedError("MongoDB keeps no streams")
 
     async def close(self) -> None:
         """Wait until no transaction is left open on the server."""

@@ -17,6 +17,7 @@ from hybridkit.dataservice._postgres._audit._upkeep import keep_months
 from hybridkit.dataservice._postgres._columns import KEYS, SECRETS
 from hybridkit.dataservice._postgres._driver._errors import read_only_error
 from hybridkit.dataservice._postgres._driver._pool import Pool
+from hybridkit.dataservice._postgres._erasure._eraser import Eraser
 from hybridkit.dataservice._postgres._outbox import PostgresOutbox
 from hybridkit.dataservice._postgres._reader import PostgresReader
 from hybridkit.dataservice._postgres._schema import History, histories_of, migrate, missing_revisions
@@ -26,6 +27,7 @@ from hybridkit.dataservice._postgres._streams._table import StreamTable
 from hybridkit.dataservice._postgres._table import ResourceTable
 from hybridkit.dataservice._postgres._writer import PostgresWriter
 from hybridkit.dataservice._store._audit import AUDIT_DAYS
+from hybridkit.dataservice._store._erasure import Erased, ErasureStep
 from hybridkit.dataservice._store._operations import Outcome, Write
 from hybridkit.dataservice._store._pool_metrics import sample_pool
 from hybridkit.errors import DeclarationError, UnavailableError
@@ -77,6 +79,7 @@ class PostgresStore(PostgresReader):
         self.outbox = PostgresOutbox(own_pool)
         self.streams = PostgresStreams(pool, self._stream_tables)
         self._writer = PostgresWriter(pool, tables, streams=self._stream_tables, emitted=self.outbox.wake)
+        self._eraser = Eraser(pool, tables, self._stream_tables)
         self._own_pool = own_pool
         self._histories = histories
         self._signing_key: bytes | None = None
@@ -84,6 +87,10 @@ class PostgresStore(PostgresReader):
     async def write(self, write: Write) -> Outcome:
         """Do all of a write once per caller and key; again, at most three times, if another transaction won."""
         return await self._writer.write(write)
+
+    async def erase(self, step: ErasureStep, person: str, *, after: str, dry_run: bool) -> Erased:
+        """Erase the personal data of a person in one batch of a step."""
+        return await self._eraser.erase(step, person, after=after, dry_run=dry_run)
 
     # ── upkeep ────────────────────────────────────────────────────────────────────────────────────
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 from hybridkit.contract import MAX_PAGE_BYTES
 from hybridkit.dataservice._outbox._protocol import Outbox
+from hybridkit.dataservice._store._erasure import Erased, ErasureStep
 from hybridkit.dataservice._store._operations import CallWork, Outcome, Write
 from hybridkit.dataservice._store._streams import Streams
 from hybridkit.errors import AnswerTooLargeError
@@ -223,6 +224,20 @@ class Store(Protocol):
             resource: the audited resource.
             field: the field, such as the one with the id of a person.
             value: its value, of the field's type.
+        """
+        ...
+
+    async def erase(self, step: ErasureStep, person: str, *, after: str, dry_run: bool) -> Erased:
+        """Erase the personal data of a person in one batch of a step.
+
+        Args:
+            step: the place of the data.
+            person: the id of the person, as text.
+            after: where the batch begins: empty for the first one, then the `after` of the batch before.
+            dry_run: whether to count the rows, and change nothing.
+
+        Raises:
+            UniqueViolationError: two erased records have the same blank where only one may.
         """
         ...
 

@@ -21,6 +21,7 @@ from hybridkit.contract import (
     Transaction,
     TransactionResult,
 )
+from hybridkit.contract._erasure import Forget, Forgotten
 from hybridkit.dataservice._http._batch_bodies import BATCH_KINDS, BatchKind
 from hybridkit.dataservice._http._bodies import RequestBodies
 from hybridkit.dataservice._http._call_routes import CallRoute
@@ -52,6 +53,7 @@ from hybridkit.dataservice._http._openapi._parts import (
 )
 from hybridkit.dataservice._http._openapi._streams import STREAM_SCHEMAS
 from hybridkit.dataservice._http._requests import JSON_MEDIA_TYPE, MERGE_PATCH_MEDIA_TYPE
+from hybridkit.dataservice._http._streams._erasure_route import FORGET_PATH
 from hybridkit.dataservice._http._transact_route import TRANSACT_PATH
 from hybridkit.resources import AUDIT, AuditEntry
 from hybridkit.streams import RecordedEvent
@@ -88,6 +90,7 @@ class ContractDocument:
             own = [route for route in calls if route.call.resource == resource_bodies.resource]
             self._describe(resource_bodies, own)
         self._describe_transactions(listed)
+        self._describe_erasure()
         self._describe_audit([each for each in listed if each.resource.audited])
 
     def __repr__(self) -> str:
@@ -109,8 +112,8 @@ class ContractDocument:
     def _define(
         self, bodies: Sequence[RequestBodies], calls: Sequence[CallRoute], *, has_streams: bool
     ) -> dict[type[BaseModel], str]:
-        read: list[type[BaseModel]] = [Problem, TransactionResult]
-        sent: list[type[BaseModel]] = [Transaction]
+        read: list[type[BaseModel]] = [Problem, TransactionResult, Forgotten]
+        sent: list[type[BaseModel]] = [Transaction, Forget]
         if has_streams:
             read += [AppendResult, RecordedEvent]
             sent.append(Append)
@@ -212,6 +215,25 @@ class ContractDocument:
                 (404, 409, 412, 413, 415, 428, 501),
                 tag="transactions",
                 body=body_part(self._model(Transaction), example=example),
+            )
+        }
+
+    def _describe_erasure(self) -> None:
+        responses = {
+            200: response_part(
+                "A part of it is done; `next` begins the next one.", self._model(Forgotten), ()
+            )
+        }
+        example = {"subject": "user_id", "id": EXAMPLE_ID}
+        self.paths[FORGET_PATH] = {
+            "post": operation_part(
+                "forget",
+                "Erase the personal data of one person",
+                WRITES,
+                responses,
+                (409, 413, 415),
+                tag="erasure",
+                body=body_part(self._model(Forget), example=example),
             )
         }
 
