@@ -9,6 +9,7 @@ by all others.
 
 from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextvars import Token
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, override
 
@@ -66,7 +67,7 @@ def span(
         return nullcontext(trace.get_current_span())
     read = outside_trace if from_outside else remote_trace
     context = get_current() if parent is None else read(parent)
-    return _recorded(name, _KINDS[kind], context, linked, attributes)
+    return _Recorded(name, _KINDS[kind], context, linked, attributes)
 
 
 def root_span(
@@ -84,30 +85,51 @@ def root_span(
     """
     if not is_tracing():
         return nullcontext(trace.INVALID_SPAN)
-    return _recorded(name, _KINDS[kind], Context(), None, attributes)
+    return _Recorded(name, _KINDS[kind], Context(), None, attributes)
 
 
-@contextmanager
-def _recorded(
-    name: str,
-    kind: SpanKind,
-    context: Context,
-    linked: Mapping[str, str] | None,
-    attributes: Mapping[str, AttributeValue] | None,
-) -> Generator[Span]:
-    started = _started(name, kind, context, attributes, _links(linked) if linked else None)
-    # Without an SDK, older versions of the API make a span of nothing, and the caller's is to be passed on.
-    is_there = started is not trace.INVALID_SPAN
-    token = attach(trace.set_span_in_context(started, context) if is_there else context)
-    try:
-        yield started
-    except Exception as error:
-        _note_error(started, error)
-        raise
-    finally:
-        detach(token)
-        with suppress(Exception):  # a processor of the application's own must not fail what it observes
-            started.end()
+class _Recorded(AbstractContextManager[Span]):
+    """A span that is the current one inside the block: a class, as a generator costs each request more."""
+
+    __slots__ = ("_attributes", "_context", "_kind", "_linked", "_name", "_span", "_token")
+
+    _span: Span
+    _token: Token[Context]
+
+    def __init__(
+        self,
+        name: str,
+        kind: SpanKind,
+        context: Context,
+        linked: Mapping[str, str] | None,
+        attributes: Mapping[str, AttributeValue] | None,
+    ) -> None:
+        self._name = name
+        self._kind = kind
+        self._context = context
+        self._linked = linked
+        self._attributes = attributes
+
+    def __enter__(self) -> Span:
+        links = _links(self._linked) if self._linked else None
+        self._span = _started(self._name, self._kind, self._context, self._attributes, links)
+        # Without an SDK, older versions of the API make a span of nothing, and the caller's is to be passed on.
+        is_there = self._span is not trace.INVALID_SPAN
+        self._token = attach(
+            trace.set_span_in_context(self._span, self._context) if is_there else self._context
+        )
+        return self._span
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if isinstance(error, Exception):
+                _note_error(self._span, error)
+        finally:
+            detach(self._token)
+            with suppress(Exception):  # a processor of the application's own must not fail what it observes
+                self._span.end()
 
 
 def _started(

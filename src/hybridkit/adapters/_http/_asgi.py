@@ -71,6 +71,7 @@ RESPONSE_HEADERS: Final = "hybridkit.response_headers"
 
 _REQUEST_ID: Final = REQUEST_ID_HEADER.encode()
 _CONTEXT_HEADERS: Final = (REQUEST_ID_HEADER, REQUEST_TIMEOUT_HEADER)
+_CONTEXT_FIELDS: Final = frozenset(name.encode() for name in (*_CONTEXT_HEADERS, USER_ID_HEADER))
 
 _log = get_logger("hybridkit.http")
 
@@ -526,6 +527,8 @@ def _context_of(fields: Fields, names: Sequence[str], within_seconds: float | No
     Raises:
         InvalidHeaderError: a header has several values, or can't be parsed.
     """
+    if not fields.has_any(_CONTEXT_FIELDS):  # as from most browsers
+        return RequestContext.from_http_headers({}, within_seconds=within_seconds)
     found: dict[str, str] = {}
     for name in names:
         value = fields.single(name)

@@ -63,12 +63,13 @@ def end_request_span(span: Span, scope: Scope, *, route: str, status: int) -> No
     """
     if not span.is_recording():
         return
-    span.set_attribute("http.response.status_code", status)
+    found: dict[str, AttributeValue] = {"http.response.status_code": status}
     if route != "unknown":
-        span.set_attribute("http.route", route)
+        found["http.route"] = route
         method: str = scope["method"]
         span.update_name(f"{method if method in METHODS else 'HTTP'} {route}")
     if status >= 500:
         if "error.type" not in (getattr(span, "attributes", None) or {}):
-            span.set_attribute("error.type", str(status))
+            found["error.type"] = str(status)
         span.set_status(StatusCode.ERROR)
+    span.set_attributes(found)
