@@ -172,3 +172,60 @@ async def test_a_strict_stack_fails_for_logged_errors(shaky: str, make_stack: Ca
         stack.expect_errors(r"a leak")
         assert stack.errors() == []
     assert await until(lambda: "done", "nothing") == "done"
+
+
+SWEEPER = """
+from hybridkit.adapters.worker import run_worker
+from hybridkit.jobs import Jobs
+from hybridkit.observability import get_logger
+from hybridkit.settings import WorkerSettings
+
+class Settings(WorkerSettings):
+    service_name: str = "sweeper"
+
+jobs = Jobs()
+
+@jobs.cron("0 0 29 2 *")
+async def sweep(settings: Settings) -> None:
+    get_logger("sweeper").info("swept", by=settings.service_name)
+
+@jobs.cron("0 0 29 2 *")
+async def stumble() -> None:
+    raise LookupError("no broom")
+
+if __name__ == "__main__":
+    run_worker(Settings, jobs=jobs)
+"""
+
+
+async def test_a_job_of_a_worker_runs_when_a_test_asks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_stack: Callable[..., Stack]
+) -> None:
+    """The call ends with the run, and fails with the run and the worker's log."""
+    (tmp_path / "sweeper.py").write_text(SWEEPER)
+    monkeypatch.syspath_prepend(tmp_path)
+    fakes = {"postgres": FakeDataService({USERS}), "mongo": FakeDataService({USER_STATS})}
+    async with make_stack("sweeper", **fakes) as stack:
+        await stack.run_job("sweep")
+        assert "swept" in stack.log_tail("sweeper", lines=50)
+        with pytest.raises(AssertionError, match=r"stumble has failed \(LookupError\); sweeper:\n"):
+            await stack.run_job("stumble", service="sweeper")
+        with pytest.raises(
+            MisuseError, match="no process of the stack has a job 'mop'; there are sweeper: sweep, stum"
+        ):
+            await stack.run_job("mop")
+        assert stack.redis_url.startswith("redis://")
+        assert stack.postgres_service_url != stack.mongo_service_url
+
+
+async def test_what_a_stack_does_not_have_has_no_url(shaky: str, make_stack: Callable[..., Stack]) -> None:
+    """The error says what to give to the stack."""
+    async with make_stack(shaky) as stack:
+        for url, problem in (
+            ("redis_url", "give redis=URL"),
+            ("rabbitmq_url", "give rabbitmq=URL"),
+            ("postgres_service_url", "no data service with PostgresSettings"),
+            ("mongo_service_url", "no data service with MongoSettings"),
+        ):
+            with pytest.raises(MisuseError, match=problem):
+                getattr(stack, url)

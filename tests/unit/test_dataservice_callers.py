@@ -250,6 +250,20 @@ async def test_without_keys_a_name_is_believed_and_grants_hold_all_the_same() ->
             [found async for found in stranger.find(NOTES)]
 
 
+async def test_a_fake_has_the_grants_that_a_data_service_has() -> None:
+    """What production would refuse, a test finds out; and a grant of what is not there is refused at once."""
+    fake = FakeDataService([NOTES], grants={"bot_service": Grant(read=[NOTES])})
+    async with fake.postgres_client(service="bot_service") as bot:
+        assert await bot.find(NOTES).count() == 0
+        with pytest.raises(AccessDeniedError, match="bot_service may not create notes"):
+            await bot.create(NOTES, NewNote(text="a"))
+    async with fake.postgres_client(service="stranger") as stranger:
+        with pytest.raises(AccessDeniedError):
+            await stranger.find(NOTES).count()
+    with pytest.raises(DeclarationError, match="which this service doesn't have"):
+        FakeDataService([], grants={"bot_service": Grant(read=[NOTES])})
+
+
 def test_a_grant_for_everything() -> None:
     """Writing includes reading and all calls; emitting is never included."""
     reader, writer = Grant(read="*"), Grant(write="*")

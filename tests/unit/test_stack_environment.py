@@ -10,7 +10,8 @@ import pytest
 
 from hybridkit.adapters.fastapi import create_app
 from hybridkit.dev._applications import load_application, settings_class_of
-from hybridkit.errors import DeclarationError
+from hybridkit.errors import DeclarationError, MisuseError
+from hybridkit.jobs import Jobs
 from hybridkit.settings import (
     ApiSettings,
     BotSettings,
@@ -55,6 +56,21 @@ KINDS: dict[str, type[ServiceSettings]] = {
     "shop.documents": Documents,
     "shop.plain": Plain,
 }
+
+
+def test_a_job_that_two_workers_have_needs_the_name_of_one() -> None:
+    """As with two processes of one module."""
+    jobs = Jobs()
+
+    @jobs.every(minutes=1)
+    async def sweep() -> None: ...
+
+    sys.modules["shop.worker"].jobs = jobs  # type: ignore[attr-defined]
+    members = Members(["shop.api", "shop.worker", StackService("shop.worker", name="second")], callers=())
+    with pytest.raises(MisuseError, match="several processes of the stack have a job 'sweep'"):
+        members.with_job("sweep")
+    with pytest.raises(MisuseError, match="there are none"):
+        Members(["shop.api"], callers=()).with_job("sweep")
 
 
 @pytest.fixture(autouse=True)

@@ -28,6 +28,8 @@ from aiogram.types import (
     InlineKeyboardMarkup,
     InputMediaDocument,
     InputMediaPhoto,
+    KeyboardButton,
+    ReplyKeyboardMarkup,
 )
 
 from hybridkit._http_server import HttpLimits, HttpRequest, HttpResponse, HttpServer
@@ -43,6 +45,62 @@ ADA = TelegramUser(id=7, first_name="Ада", language_code="ru")
 async def telegram() -> AsyncIterator[FakeTelegram]:
     async with FakeTelegram() as server:
         yield server
+
+
+def keyboard(*rows: list[InlineKeyboardButton]) -> InlineKeyboardMarkup:
+    return InlineKeyboardMarkup(inline_keyboard=list(rows))
+
+
+async def test_a_button_is_pressed_by_its_words_or_its_data(telegram: FakeTelegram, bot: Bot) -> None:
+    """The bot gets a query about the latest message that has the button, as its own client reads it."""
+    rent = InlineKeyboardButton(text="Rent it", callback_data="rent:1")
+    shop = InlineKeyboardButton(text="Our shop", url="https://shop.example.com")
+    await bot.send_message(ADA.id, "Emma", reply_markup=keyboard([rent], [shop]))
+    await bot.send_message(99, "Emma", reply_markup=keyboard([rent]))
+    later = InlineKeyboardButton(text="Rent it", callback_data="rent:2")
+    await bot.send_message(ADA.id, "Persuasion", reply_markup=keyboard([later]))
+    assert [[each.text for each in row] for row in telegram.messages[0].keyboard] == [
+        ["Rent it"],
+        ["Our shop"],
+    ]
+    assert telegram.messages[0].keyboard[1][0].url == "https://shop.example.com"
+    telegram.press("Rent it", from_user=ADA)
+    telegram.press("rent:1", from_user=ADA)
+    first, second = [update.callback_query for update in await bot.get_updates()]
+    assert first is not None
+    assert second is not None
+    assert (first.data, first.from_user.id, first.message and first.message.message_id) == (
+        "rent:2",
+        ADA.id,
+        3,
+    )
+    assert (second.data, second.message and second.message.message_id) == ("rent:1", 1)
+
+
+async def test_a_button_of_a_reply_keyboard_sends_its_words(telegram: FakeTelegram, bot: Bot) -> None:
+    """As a user's own keyboard would."""
+    asking = ReplyKeyboardMarkup(keyboard=[[KeyboardButton(text="Yes"), KeyboardButton(text="No")]])
+    await bot.send_message(ADA.id, "Sure?", reply_markup=asking)
+    telegram.press("No", from_user=ADA)
+    [update] = await bot.get_updates()
+    assert update.message is not None
+    assert update.message.text == "No"
+
+
+async def test_a_button_that_is_not_there_names_those_that_are(telegram: FakeTelegram, bot: Bot) -> None:
+    """One that opens an address sends nothing, and an edited or deleted message has lost its own."""
+    rent = InlineKeyboardButton(text="Rent it", callback_data="rent:1")
+    shop = InlineKeyboardButton(text="Our shop", url="https://shop.example.com")
+    for book in ("Emma", "Persuasion"):
+        await bot.send_message(ADA.id, book, reply_markup=keyboard([rent, shop]))
+    for button in ("Buy it", "Our shop"):
+        with pytest.raises(LookupError, match=r"no button .* there are \['Rent it', 'Our shop', 'Rent it'"):
+            telegram.press(button, from_user=ADA)
+    await bot.edit_message_text("Rented", chat_id=ADA.id, message_id=1)
+    await bot.delete_message(ADA.id, 2)
+    assert list(telegram.messages[0].keyboard) == []
+    with pytest.raises(LookupError, match=r"there are \[\]"):
+        telegram.press("Rent it", from_user=ADA)
 
 
 @asynccontextmanager

@@ -1,7 +1,6 @@
 """`hybridkit jobs`: show the jobs of a service with their last and next runs, and have one run now."""
 
 import asyncio
-import time
 from datetime import datetime
 from typing import Annotated, Any, Final
 
@@ -18,14 +17,12 @@ from hybridkit._cli._common import (
 )
 from hybridkit.codec import format_timestamp
 from hybridkit.coordination import connect_redis
-from hybridkit.errors import UnavailableError
 from hybridkit.jobs import Job, Jobs
 from hybridkit.jobs._records import JobRecord, JobState, LastRun
 from hybridkit.settings import RedisUrl
 
 app = typer.Typer()
 
-_LOOK_SECONDS: Final = 0.2
 _TIMEOUT_SECONDS: Final = 2.0
 
 
@@ -119,23 +116,7 @@ async def _states(jobs: list[Job], redis_url: str, service: str) -> list[JobStat
 
 async def _run_now(job: Job, redis_url: str, service: str, *, take_seconds: float) -> LastRun:
     async with connect_redis(redis_url, timeout_seconds=_TIMEOUT_SECONDS) as redis:
-        record = JobRecord(redis, service=service, job=job.name)
-        asked = await record.request()
-        give_up_at = time.monotonic() + take_seconds
-        try:
-            while True:
-                state = await record.look()
-                if state.last is not None and state.last.slot == asked:
-                    return state.last
-                waits = state.requested_at == asked and state.slot is None
-                if waits and time.monotonic() >= give_up_at and await record.withdraw(asked):
-                    raise UnavailableError(
-                        f"no worker of {service} has begun {job.name} within {take_seconds:g} s: is one running, with"
-                        " this Redis and this service name?"
-                    )
-                await asyncio.sleep(_LOOK_SECONDS)
-        finally:
-            await record.withdraw(asked)
+        return await JobRecord(redis, service=service, job=job.name).run_now(take_seconds=take_seconds)
 
 
 # ── printing ─────────────────────────────────────────────────────────────────────────────────────

@@ -1,5 +1,6 @@
 """The records of jobs in Redis: what happened, what is due, and whose turn it is."""
 
+import asyncio
 import random
 import time
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any, Final, Literal
 
 from hybridkit.coordination import Redis
 from hybridkit.coordination._connection import multiplexer_of
+from hybridkit.errors import UnavailableError
 from hybridkit.jobs._schedule import EPOCH
 from hybridkit.jobs._scripts import BEGIN, FINISH, GIVE_BACK, LOOK, RENEW, REQUEST, SKIP, WITHDRAW
 
@@ -19,6 +21,7 @@ LEASE_SECONDS: Final = 30.0
 """How long the run of a replica that has died is its own; then another one takes over."""
 MAX_TAKEOVERS: Final = 5
 """How many holders of a run may die before it is given up: a run that kills its process must not kill all."""
+_LOOK_SECONDS: Final = 0.2
 _MILLISECOND: Final = timedelta(milliseconds=1)
 
 
@@ -110,6 +113,7 @@ class JobRecord:
 
     def __init__(self, redis: Redis, *, service: str, job: str) -> None:
         self._redis = multiplexer_of(redis)
+        self._service, self._job = service, job
         self._keys = [f"hk:job:{service}:{job}"]
 
     def __repr__(self) -> str:
@@ -188,6 +192,32 @@ class JobRecord:
     async def request(self) -> datetime:
         """Ask for a run now, and return the time of the request, which is the run's slot."""
         return _moment(await self._redis.run(REQUEST, self._keys, new_token(), KEPT_MS))
+
+    async def run_now(self, *, take_seconds: float) -> LastRun:
+        """Have a worker run the job now, and return how it has ended.
+
+        Args:
+            take_seconds: the seconds within which a worker has to begin.
+
+        Raises:
+            UnavailableError: no worker has begun, or Redis does not answer.
+        """
+        asked = await self.request()
+        give_up_at = time.monotonic() + take_seconds
+        try:
+            while True:
+                state = await self.look()
+                if state.last is not None and state.last.slot == asked:
+                    return state.last
+                waits = state.requested_at == asked and state.slot is None
+                if waits and time.monotonic() >= give_up_at and await self.withdraw(asked):
+                    raise UnavailableError(
+                        f"no worker of {self._service} has begun {self._job} within {take_seconds:g} s: is one running,"
+                        " with this Redis and this service name?"
+                    )
+                await asyncio.sleep(_LOOK_SECONDS)
+        finally:
+            await self.withdraw(asked)
 
     async def withdraw(self, requested_at: datetime) -> bool:
         """Take a request back, and return whether nobody had begun it."""

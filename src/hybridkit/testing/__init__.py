@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hybridkit.testing._stack_environment import StackService
     from hybridkit.testing._telegram._fake import FakeTelegram
     from hybridkit.testing._telegram._limits import LimitViolation
-    from hybridkit.testing._telegram._records import SentMessage, TelegramUser
+    from hybridkit.testing._telegram._records import SentMessage, TelegramButton, TelegramUser
     from hybridkit.testing._virtual_clock import VirtualClock
     from hybridkit.testing._waiting import until
 
@@ -38,6 +38,7 @@ __all__ = [
     "SentMessage",
     "Stack",
     "StackService",
+    "TelegramButton",
     "TelegramUser",
     "UniqueWhere",
     "VirtualClock",
@@ -66,6 +67,7 @@ _HOMES = {
     "SentMessage": "hybridkit.testing._telegram._records",
     "Stack": "hybridkit.testing._stack",
     "StackService": "hybridkit.testing._stack_environment",
+    "TelegramButton": "hybridkit.testing._telegram._records",
     "TelegramUser": "hybridkit.testing._telegram._records",
     "UniqueWhere": "hybridkit.dataservice._memory._table",
     "VirtualClock": "hybridkit.testing._virtual_clock",

@@ -23,7 +23,7 @@ from hybridkit.clients._transports._base import StreamedResponse, read_body
 from hybridkit.codec import encode_json
 from hybridkit.contract import Emission, Problem
 from hybridkit.dataservice._http._bodies import RequestBodies
-from hybridkit.dataservice._http._callers import Callers
+from hybridkit.dataservice._http._callers import Callers, Grant, check_grants
 from hybridkit.dataservice._http._own_calls import CallHandler
 from hybridkit.dataservice._http._routes import add_routes
 from hybridkit.dataservice._memory._store import MemoryStore
@@ -56,7 +56,12 @@ class FakeDataService:
         calls: the service's own calls with their handlers; `work.database` is the store in memory.
         streams: the kinds of streams that it serves.
         saga_data: the data models of sagas, by their names, as for `create_data_service`.
+        grants: what each caller may do, by the name of its service, as for `create_data_service`; None lets every
+            caller do everything. A caller is believed without a token.
         has_transactions: False answers as a data service on a MongoDB without transactions.
+
+    Raises:
+        DeclarationError: a grant names what the service doesn't have.
 
     Attributes:
         faults: the faults of the next requests.
@@ -72,6 +77,7 @@ class FakeDataService:
         calls: Mapping[AnyCall, CallHandler] | None = None,
         streams: Iterable[AnyStream] = (),
         saga_data: Mapping[str, type[BaseModel]] | None = None,
+        grants: Mapping[str, Grant] | None = None,
         has_transactions: bool = True,
     ) -> None:
         kinds = list(streams)
@@ -87,7 +93,10 @@ class FakeDataService:
             has_transactions=has_transactions,
         )
         self._store = self._make_store()
-        self._app = _application(kept, self._store, calls or {}, kinds, saga_data or {})
+        check_grants(grants or {}, kept, calls or {}, kinds)
+        self._app = _application(
+            kept, self._store, calls or {}, kinds, saga_data=saga_data or {}, grants=grants
+        )
 
     def __repr__(self) -> str:
         return f"FakeDataService({self._store!r})"
@@ -231,7 +240,9 @@ def _application(
     store: MemoryStore,
     calls: Mapping[AnyCall, CallHandler],
     streams: Collection[AnyStream],
+    *,
     saga_data: Mapping[str, type[BaseModel]],
+    grants: Mapping[str, Grant] | None,
 ) -> ASGIApp:
     """Make the application. Its lifespan never runs, as it would read settings and open connections."""
     app = create_app(ServiceSettings, title="Fake data service", internal=True)
@@ -239,7 +250,7 @@ def _application(
     add_routes(app, bodies, calls, streams=streams, saga_data=saga_data)
     app.state.resources = ServiceResources()
     app.state.resources.health.started()
-    app.state.callers = Callers(None, None)
+    app.state.callers = Callers(None, grants)
     app.state.store = store
     app.state.can_emit = True
     return app

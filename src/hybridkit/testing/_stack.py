@@ -13,9 +13,11 @@ from typing import Any, Final, Self, overload
 import httpx
 
 from hybridkit.clients import MongoDataClient, PostgresDataClient
+from hybridkit.coordination import connect_redis
 from hybridkit.dev import DevelopmentBroker, LocalServers, LogLine, Service, Supervisor, merge_logs
 from hybridkit.errors import MisuseError
 from hybridkit.events import Message
+from hybridkit.jobs._records import JobRecord
 from hybridkit.messaging import RobustPublisher
 from hybridkit.settings import MongoSettings, PostgresSettings
 from hybridkit.testing._collected_events import CollectedEvents, collect_events
@@ -27,6 +29,7 @@ from hybridkit.testing._waiting import until
 
 TESTS: Final = "tests"
 """The name under which the test itself publishes and, where it is granted something, calls."""
+_REDIS_SECONDS: Final = 2.0
 STOP_SECONDS: Final = 60.0
 TAIL_LINES: Final = 8
 
@@ -58,7 +61,8 @@ class Stack:
         mongo: the same for MongoDB.
         redis: the URL of a Redis; None starts one for the stack, if a process needs it.
         rabbitmq: the URL of a RabbitMQ; None starts a `DevelopmentBroker` for the stack, if a process needs it.
-        callers: further names that may call the data services, such as one that `grants` gives to tests.
+        callers: further names that may call the data services, such as one that the `grants` of the data service
+            give something. A data service and a `FakeDataService(…, grants=…)` let a caller do what it is granted.
         log_directory: the folder for `NAME.log` of each process; None for one that ends with the block.
         start_seconds: the time that the processes may take to become ready.
         strict: whether a block that ends well raises for logged errors and for exit codes other than 0.
@@ -168,6 +172,27 @@ class Stack:
         )
         self._ended_by_test.discard(name)
 
+    async def run_job(self, job: str, *, service: str | None = None, take_seconds: float = 30.0) -> None:
+        """Have a worker run one of its jobs now, beside its schedule, and wait until it is done.
+
+        Args:
+            job: the job's name, which is that of its function.
+            service: the worker; None for the process of the stack whose module has a job of that name.
+            take_seconds: the seconds within which the worker has to begin.
+
+        Raises:
+            AssertionError: the run has failed; the message has the end of the worker's log.
+            UnavailableError: the worker has not begun in time.
+            MisuseError: no process of the stack has such a job.
+        """
+        member = self._members.with_job(job) if service is None else self._member(service)
+        async with connect_redis(self.redis_url, timeout_seconds=_REDIS_SECONDS) as redis:
+            record = JobRecord(redis, service=member.service_name, job=job)
+            last = await record.run_now(take_seconds=take_seconds)
+        if last.outcome != "done":
+            tail = self.log_tail(member.name, lines=TAIL_LINES)
+            raise AssertionError(f"{job} has {last.outcome} ({last.error}); {member.name}:\n{tail}")
+
     # ── clients ──────────────────────────────────────────────────────────────────────────────────
 
     def http(self, name: str) -> httpx.AsyncClient:
@@ -201,6 +226,36 @@ class Stack:
     async def collect(self, *kinds: type[Message]) -> CollectedEvents:
         """Collect the events and commands of some types from now to the end of the stack."""
         return await self._entered().resources.enter_async_context(collect_events(self.rabbitmq_url, *kinds))
+
+    @property
+    def redis_url(self) -> str:
+        """The URL of the Redis of the stack.
+
+        Raises:
+            MisuseError: no process of the stack needs one, and none was given.
+        """
+        url = self._entered().addresses.redis
+        if url is None:
+            raise MisuseError("no process of this stack uses Redis; give redis=URL")
+        return url
+
+    @property
+    def postgres_service_url(self) -> str:
+        """The base URL of the PostgreSQL data service, or of the fake in its place.
+
+        Raises:
+            MisuseError: the stack has none.
+        """
+        return self._data_url(PostgresSettings)[0]
+
+    @property
+    def mongo_service_url(self) -> str:
+        """The base URL of the MongoDB data service, or of the fake in its place.
+
+        Raises:
+            MisuseError: the stack has none.
+        """
+        return self._data_url(MongoSettings)[0]
 
     @property
     def rabbitmq_url(self) -> str:
@@ -321,13 +376,9 @@ class Stack:
     def _data_service(
         self, kind: type[PostgresSettings | MongoSettings], caller: str
     ) -> tuple[str, Callable[[], str] | None]:
-        addresses, member = self._entered().addresses, self._members.data_service(kind)
-        is_postgres = kind is PostgresSettings
+        url, member = self._data_url(kind)
         if member is None:
-            fake = addresses.fake_postgres_service if is_postgres else addresses.fake_mongo_service
-            if fake is None:
-                raise MisuseError(f"the stack has no data service with {kind.__name__}")
-            return fake, None
+            return url, None
         if caller not in self._members.keys:
             raise MisuseError(
                 f"{member.name} does not know {caller!r}; name it in callers=, or use one of"
@@ -337,6 +388,16 @@ class Stack:
 
         issuer = ServiceTokenIssuer(caller, key=self._members.keys[caller], audience=member.service_name)
         return member.url, issuer.header
+
+    def _data_url(self, kind: type[PostgresSettings | MongoSettings]) -> tuple[str, Member | None]:
+        addresses, member = self._entered().addresses, self._members.data_service(kind)
+        if member is not None:
+            return member.url, member
+        is_postgres = kind is PostgresSettings
+        fake = addresses.fake_postgres_service if is_postgres else addresses.fake_mongo_service
+        if fake is None:
+            raise MisuseError(f"the stack has no data service with {kind.__name__}")
+        return fake, None
 
     def _unexpected_codes(self, codes: dict[str, int]) -> list[str]:
         return [

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from hybridkit.dev import Service, free_port
 from hybridkit.dev._applications import load_application, settings_class_of
-from hybridkit.errors import DeclarationError
+from hybridkit.errors import DeclarationError, MisuseError
+from hybridkit.jobs import Jobs
 from hybridkit.settings import (
     BotSettings,
     DataClientSettings,
@@ -94,6 +95,12 @@ class Member:
         return issubclass(self.settings_class, kinds)
 
     @property
+    def jobs(self) -> Sequence[str]:
+        """The names of the jobs that its module declares."""
+        declared = vars(sys.modules[self.declared.module]).values()
+        return [job.name for jobs in declared if isinstance(jobs, Jobs) for job in jobs]
+
+    @property
     def is_data_service(self) -> bool:
         """Whether it is one of the processes that the others need, and so starts before them."""
         return self.uses(DataServiceSettings)
@@ -150,6 +157,23 @@ class Members:
     def data_service(self, kind: type[ServiceSettings]) -> Member | None:
         """Return the first data service of a kind, `PostgresSettings` or `MongoSettings`; None for none."""
         return next((member for member in self.data_services if member.uses(kind)), None)
+
+    def with_job(self, job: str) -> Member:
+        """Return the process whose module has a job of that name.
+
+        Raises:
+            MisuseError: no process has one, or several have.
+        """
+        found = [member for member in self.all if job in member.jobs]
+        if len(found) != 1:
+            known = ", ".join(
+                f"{member.name}: {', '.join(member.jobs)}" for member in self.all if member.jobs
+            )
+            count = "several processes of the stack have" if found else "no process of the stack has"
+            raise MisuseError(
+                f"{count} a job {job!r}; there are {known or 'none'}; name the worker with service="
+            )
+        return found[0]
 
     @property
     def have_bot(self) -> bool:

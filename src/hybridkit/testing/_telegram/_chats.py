@@ -6,7 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from hybridkit.testing._telegram._records import Call, Params, RefusedError, SentMessage, chat_id_of
+from hybridkit.testing._telegram._records import (
+    Call,
+    Params,
+    RefusedError,
+    SentMessage,
+    TelegramButton,
+    chat_id_of,
+)
 
 MAX_TEXT_CHARACTERS: Final = 4096
 MAX_CAPTION_CHARACTERS: Final = 1024
@@ -105,6 +112,31 @@ class Chats:
             "date": int(time.time()),
             **more,
         }
+
+    def pressed(self, chat_id: int, button: str) -> tuple[SentMessage, TelegramButton]:
+        """Return the latest message of a chat that has a button with these words or this data, and the button.
+
+        Raises:
+            LookupError: no message has one, or it sends nothing; the error names the buttons that there are.
+        """
+        there = [each for each in self.messages if each.chat_id == chat_id and not each.is_deleted]
+        known: list[str] = []
+        for message in reversed(there):
+            buttons = [each for row in message.keyboard for each in row]
+            for wanted in ("text", "callback_data"):
+                for each in buttons:
+                    if getattr(each, wanted) == button and (
+                        each.callback_data or not message.has_inline_keyboard
+                    ):
+                        return message, each
+            known += [each.text for each in buttons]
+        raise LookupError(f"chat {chat_id} has no button {button!r} that sends something; there are {known}")
+
+    def shown(self, message: SentMessage) -> dict[str, Any]:
+        """Return a message as an update about it has it."""
+        markup = json.loads(message.parameters.get("reply_markup") or "{}")
+        more = {"reply_markup": markup} if "inline_keyboard" in markup else {}
+        return self._shown(message, **({"text": message.text} if message.text else {}), **more)
 
     def _send_message(self, call: Call) -> dict[str, Any]:
         chat_id_of(call.params)  # a chat that isn't there comes before a text that isn't

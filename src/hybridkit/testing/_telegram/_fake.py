@@ -4,6 +4,7 @@
 async with FakeTelegram() as telegram:              # point the bot's API base URL at telegram.url
     telegram.push_text("/start", from_user=TelegramUser(id=7, language_code="ru"))
     [answer] = await telegram.wait_for_messages(1)
+    telegram.press("Rent it", from_user=TelegramUser(id=7))
     telegram.fail("sendMessage", status=429, retry_after_seconds=1)
 ```
 
@@ -174,10 +175,9 @@ class FakeTelegram:
 
     def push_text(self, text: str, *, from_user: TelegramUser) -> int:
         """Send a text from a user to the bot, and return the update's id."""
-        sender = {name: value for name, value in asdict(from_user).items() if value is not None}
         message: dict[str, Any] = {
             "message_id": self._updates.next_id,
-            "from": {**sender, "is_bot": False},
+            "from": _sender(from_user),
             "chat": {"id": from_user.id, "type": "private", "first_name": from_user.first_name},
             "date": int(time.time()),
             "text": text,
@@ -187,6 +187,31 @@ class FakeTelegram:
                 {"type": "bot_command", "offset": 0, "length": len(text.split(maxsplit=1)[0])}
             ]
         return self.push_update({"message": message})
+
+    def press(self, button: str, *, from_user: TelegramUser) -> int:
+        """Press a button in a user's private chat, and return the update's id.
+
+        A button under a message sends a `callback_query`, one of a reply keyboard sends its words. Of several messages
+        with such a button it is the latest.
+
+        Args:
+            button: the words on the button, or its `callback_data`.
+            from_user: the user who presses it.
+
+        Raises:
+            LookupError: no message of the chat has such a button; the error names those that there are.
+        """
+        message, found = self._chats.pressed(from_user.id, button)
+        if not message.has_inline_keyboard:
+            return self.push_text(found.text, from_user=from_user)
+        query = {
+            "id": str(self._updates.next_id),
+            "from": _sender(from_user),
+            "message": self._chats.shown(message),
+            "chat_instance": str(from_user.id),
+            "data": found.callback_data,
+        }
+        return self.push_update({"callback_query": query})
 
     def push_update(self, update: Mapping[str, Any]) -> int:
         """Deliver any update, in the Bot API's JSON form without `update_id`, and return the id that it gets."""
@@ -386,8 +411,10 @@ class FakeTelegram:
             }
         order: dict[str, Any] = json.loads(body)
         match name:
-            case "updates" if "text" in order:
+            case "updates" if "text" in order or "button" in order:
                 user = TelegramUser(**order["from_user"])
+                if "button" in order:
+                    return {"update_id": self.press(order["button"], from_user=user)}
                 return {"update_id": self.push_text(order["text"], from_user=user)}
             case "updates":
                 return {"update_id": self.push_update(order)}
@@ -445,3 +472,7 @@ class FakeTelegram:
                 while not condition():
                     await self._changed.wait()
         return condition()
+
+
+def _sender(user: TelegramUser) -> dict[str, Any]:
+    return {**{name: value for name, value in asdict(user).items() if value is not None}, "is_bot": False}

@@ -1,6 +1,7 @@
 """Values of the fake Telegram: users, messages, the calls of a bot, and refusals."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -25,6 +26,21 @@ class TelegramUser:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TelegramButton:
+    """A button under a message, or of the keyboard in place of the user's own.
+
+    Attributes:
+        text: the words on it.
+        callback_data: the data that the bot gets when it is pressed; None for a button that does something else.
+        url: the address that it opens; None for none.
+    """
+
+    text: str
+    callback_data: str | None = None
+    url: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SentMessage:
     """A message that the bot has sent, as it is now.
 
@@ -45,6 +61,24 @@ class SentMessage:
     method: str = "sendMessage"
     file_id: str | None = None
     is_deleted: bool = False
+
+    @property
+    def keyboard(self) -> Sequence[Sequence[TelegramButton]]:
+        """The rows of buttons, of an inline or a reply keyboard; empty without one."""
+        markup = json.loads(self.parameters.get("reply_markup") or "{}")
+        rows: list[list[dict[str, Any] | str]] = markup.get("inline_keyboard") or markup.get("keyboard") or []
+        return [[_button(each) for each in row] for row in rows]
+
+    @property
+    def has_inline_keyboard(self) -> bool:
+        """Whether its buttons are under the message, so that pressing one sends no text."""
+        return "inline_keyboard" in json.loads(self.parameters.get("reply_markup") or "{}")
+
+
+def _button(shown: Mapping[str, Any] | str) -> TelegramButton:
+    if isinstance(shown, str):
+        return TelegramButton(text=shown)
+    return TelegramButton(text=shown["text"], callback_data=shown.get("callback_data"), url=shown.get("url"))
 
 
 class UploadedFile(NamedTuple):
