@@ -42,6 +42,10 @@ GROUPS: Final = {
         "hybridkit._cli._sagas",
         "Show sagas, have them retry, fail or skip, and check that code can serve them.",
     ),
+    "streams": (
+        "hybridkit._cli._streams",
+        "Let readers of streams go on after a restore.",
+    ),
     "topology": (
         "hybridkit._cli._topology",
         "Plan, apply and verify what consumers need of the broker.",

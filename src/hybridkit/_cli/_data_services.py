@@ -102,7 +102,8 @@ async def write_revision_of(declared: DataServiceDeclaration, url: str, message:
             f"the database lacks {', '.join(each.name for each in pending)}: hybridkit migrate comes first"
         )
     # hybridkit's own tables have migrations of their own.
-    own = [each for each in cast("Mapping[Any, Any]", declared.tables).values() if not _is_ours(each)]
+    tables = [*cast("Mapping[Any, Any]", declared.tables).values(), *declared.streams.values()]
+    own = [each for each in tables if not _is_ours(each)]
     bases = {id(table.metadata): table.metadata for table in own}
     if len(bases) != 1:
         raise DeclarationError(
@@ -115,6 +116,25 @@ async def write_revision_of(declared: DataServiceDeclaration, url: str, message:
         message=message,
         tables=cast("Mapping[Any, Any]", declared.tables),
     )
+
+
+async def rebase_streams(declared: DataServiceDeclaration, url: str) -> Mapping[str, int]:
+    """Begin a new epoch of each log that was restored into another cluster, and return the epochs by stream.
+
+    Raises:
+        UnavailableError: the database does not answer.
+    """
+    from hybridkit.dataservice._postgres._driver._pool import Pool  # noqa: PLC0415 - an extra of its own
+    from hybridkit.dataservice._postgres._streams._epochs import rebase  # noqa: PLC0415
+    from hybridkit.dataservice._postgres._streams._table import StreamTable  # noqa: PLC0415
+
+    pool = Pool(url, pool_size=1, application_name="hybridkit_streams")
+    try:
+        return await rebase(
+            pool, [StreamTable(stream, mapped) for stream, mapped in declared.streams.items()]
+        )
+    finally:
+        await pool.close()
 
 
 def _is_ours(table: Any) -> bool:

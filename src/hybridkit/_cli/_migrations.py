@@ -63,10 +63,10 @@ def migrate(
     The service does the same at its start. One process does it, under a lock; others wait. Exit code 1 when --check
     finds something missing, or a revision fails.
     """
-    declared = _declaration(module)
+    declared = declaration_of(module)
     if sql and (is_mongo(declared) or check or as_json):
         raise typer.BadParameter("it is for PostgreSQL, without --check and --json", param_hint="--sql")
-    url = _database_url(declared, database_url)
+    url = database_url_of(declared, database_url)
     if sql:
         typer.echo(run(statements_for(declared, url)), nl=False)
         return
@@ -97,7 +97,7 @@ def revision(
 
     It prints the path of the file. Nothing is written where nothing differs.
     """
-    declared = _declaration(module)
+    declared = declaration_of(module)
     if is_mongo(declared):
         raise typer.BadParameter(
             f"{module} is on MongoDB, where only indexes are made: hybridkit migrate", param_hint="MODULE"
@@ -112,7 +112,12 @@ def revision(
     typer.echo("nothing differs: no revision is written" if written is None else str(written))
 
 
-def _declaration(module: str) -> DataServiceDeclaration:
+def declaration_of(module: str) -> DataServiceDeclaration:
+    """Return the only data service that a module declares.
+
+    Raises:
+        typer.BadParameter: the module has none, or several.
+    """
     found = declarations_in(import_app(module, param_hint="MODULE"))
     if len(found) != 1:
         raise typer.BadParameter(
@@ -122,7 +127,8 @@ def _declaration(module: str) -> DataServiceDeclaration:
     return found[0]
 
 
-def _database_url(declared: DataServiceDeclaration, given: str | None) -> str:
+def database_url_of(declared: DataServiceDeclaration, given: str | None) -> str:
+    """Return the database's URL as it was given, or by the service's settings."""
     if given is not None:
         return checked_url(given, MongoUrl if is_mongo(declared) else PostgresUrl)
     settings: Any = declared.settings_class()
