@@ -46,7 +46,7 @@ PAGE = 1000
 class Settings(ServiceSettings):
     service_name: str = "db_postgres_service"
     database_url: PostgresUrl
-    database_pool_size: int = 20
+    database_pool_size: int = 60
 
 
 class Base(DeclarativeBase):
@@ -213,7 +213,7 @@ async def _write(postgres: PostgresDataClient, accounts: Sequence[UUID], events:
             left -= size
         except (StaleVersionError, TemporaryError):
             # Nothing was done: another one came first, or all connections wait for a transaction that is held.
-            continue
+            await asyncio.sleep(0)
 
 
 async def _append(

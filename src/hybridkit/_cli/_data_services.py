@@ -102,7 +102,7 @@ async def write_revision_of(declared: DataServiceDeclaration, url: str, message:
             f"the database lacks {', '.join(each.name for each in pending)}: hybridkit migrate comes first"
         )
     # hybridkit's own tables have migrations of their own.
-    tables = [*cast("Mapping[Any, Any]", declared.tables).values(), *declared.streams.values()]
+    tables: list[Any] = [*declared.tables.values(), *declared.streams.values()]
     own = [each for each in tables if not _is_ours(each)]
     bases = {id(table.metadata): table.metadata for table in own}
     if len(bases) != 1:

@@ -173,7 +173,7 @@ def _store_on_postgres(
             named,
             streams=kinds,
             name=settings.service_name,
-            pool_size=settings.database_pool_size if isinstance(settings, PostgresSettings) else POOL_SIZE,
+            pool_size=getattr(settings, "database_pool_size", POOL_SIZE),
             migrations=migrations,
             mapped=tables,
             audit_days=getattr(settings, "audit_days", AUDIT_DAYS),
