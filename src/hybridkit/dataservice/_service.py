@@ -24,7 +24,7 @@ from hybridkit.lifespan import ServiceResources
 from hybridkit.messaging import RobustPublisher
 from hybridkit.observability import is_tracing
 from hybridkit.resources._resource import AnyCall, AnyResource
-from hybridkit.settings import MongoSettings, PostgresSettings, ServiceSettings
+from hybridkit.settings import MongoSettings, ServiceSettings
 
 if TYPE_CHECKING:
     from hybridkit.dataservice._mongo._collection import DocumentCollection
