@@ -5,7 +5,7 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from hybridkit.clients import MongoDataClient, PostgresDataClient
-from hybridkit.errors import UniqueViolationError
+from hybridkit.errors import RejectedError, UniqueViolationError
 from hybridkit.events import Event
 from hybridkit.messaging import RobustConsumer
 from hybridkit.resources import Record, Resource
@@ -85,6 +85,8 @@ def order_services() -> list[RobustConsumer]:
     async def charge(command: Charge, postgres: PostgresDataClient) -> None:
         key = command.order_id
         done, refused = Charged(order_id=key), ChargeRefused(order_id=key)
+        if command.amount == 14:
+            raise RejectedError("nobody charges 14")
         if command.amount == 13:
             async with postgres.transaction() as tx:
                 tx.emit(refused)

@@ -132,24 +132,29 @@ async def running(
 async def test_an_order_goes_to_each_of_its_ends(
     postgres_url: str, rabbitmq_url: str, redis_url: str
 ) -> None:
-    """One is shipped; one whose payment is refused and one that is cancelled are undone; the books balance."""
+    """One is shipped; three are undone, by a refusal, a dead letter and a cancellation; the books balance."""
     place_order = order_saga("saga_test.ends")
     consumers = [place_order.consumer, *order_services()]
     async with running(postgres_url, rabbitmq_url, redis_url, consumers) as stack:
-        good, refused, cancelled = new_id(), new_id(), new_id()
+        good, refused, failed, cancelled = (new_id() for _ in range(4))
         await stack.begin(
             OrderPlaced(order_id=good, total=Decimal(50)),
             OrderPlaced(order_id=refused, total=Decimal(13)),
+            OrderPlaced(order_id=failed, total=Decimal(14)),
             OrderPlaced(order_id=cancelled, total=Decimal(5000)),
         )
         await stack.reaches(place_order, cancelled, "approval")
         await stack.begin(OrderCancelled(order_id=cancelled))
         done = await stack.reaches(place_order, good, "done")
-        undone = [await stack.reaches(place_order, key, "undone") for key in (refused, cancelled)]
+        undone = [await stack.reaches(place_order, key, "undone") for key in (refused, failed, cancelled)]
         assert [entry.to_state for entry in done.history] == ["stock", "payment", "shipment", "done"]
-        assert [row.reason for row in undone] == ["ChargeRefused", "OrderCancelled"]
+        assert [row.reason for row in undone] == [
+            "ChargeRefused",
+            "failed command: command.charge (permanent)",
+            "OrderCancelled",
+        ]
         assert (await stack.client.get(SHIPMENTS, good)).status == "shipped"
-        for key in (refused, cancelled):
+        for key in (refused, failed, cancelled):
             assert (await stack.client.get(RESERVATIONS, key)).status == "released"
             assert (await stack.client.get(PAYMENTS, key)).status == "refunded"
 

@@ -52,7 +52,6 @@ class Due:
     envelope: EventEnvelope[Any] = field(compare=False)
     attempt: int = field(default=1, compare=False)
     waits: int = field(default=0, compare=False)
-    reply_to: Any = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -315,7 +314,7 @@ class SagaBench:
     def _give_up(self, due: Due, reason: str, error: Exception) -> None:
         message = due.envelope.data
         self.dead_letters.append(GivenUp(due.target.name, message, reason, error))
-        if due.reply_to is not None:
+        if due.envelope.reply_to is not None:
             self._report_failure(message, reason)
 
     def _report_failure(self, message: Message, reason: str) -> None:
@@ -371,8 +370,7 @@ class SagaBench:
 
     def _due_for(self, target: _Target, envelope: EventEnvelope[Any], at: datetime) -> Due:
         self._number += 1
-        reply_to = self._saga.name if isinstance(envelope.data, Command) else None
-        return Due(at, self._random.random(), self._number, target, envelope, reply_to=reply_to)
+        return Due(at, self._random.random(), self._number, target, envelope)
 
     def _push(self, due: Due) -> None:
         heapq.heappush(self._due, due)
@@ -392,6 +390,7 @@ def _envelope_of(emission: Emission) -> EventEnvelope[Any]:
             "data",
             "version",
             "causation_id",
+            "reply_to",
         )
         if name in members
     }
