@@ -87,9 +87,9 @@ def test_what_a_page_names_exists(page: Path) -> None:
 def test_names_that_do_not_exist_are_found_out() -> None:
     """The check itself can fail."""
     text = (
-        "`hybridkit.sagas`, hybridkit.testing.Stack, `hybridkit.testing.Stack.fly`, `REDIS_URL`, `SAGA_URL=x`"
+        "`hybridkit.flows`, hybridkit.testing.Stack, `hybridkit.testing.Stack.fly`, `REDIS_URL`, `SAGA_URL=x`"
     )
-    assert [*missing_names(text)] == ["hybridkit.sagas", "hybridkit.testing.Stack.fly"]
+    assert [*missing_names(text)] == ["hybridkit.flows", "hybridkit.testing.Stack.fly"]
     assert [*missing_settings(text)] == ["SAGA_URL"]
 
 
