@@ -17,6 +17,7 @@ from hybridkit.resources import Record, Resource
 from hybridkit.streams import PROJECTIONS, Changes, LogPage, Projection, RecordedEvent, Stream
 from hybridkit.streams._positions import retried, skipped
 from hybridkit.testing import FakeDataService
+from hybridkit.testing import catch_up as catch_up_in_test
 from tests.helpers import until
 
 PAUSES = Pauses(shortest=0.0, longest=0.0, standby=0.0, away=0.0)
@@ -46,6 +47,7 @@ class Balance(NewBalance, Record):
 
 
 ACCOUNTS = Stream("accounts", state=Account, key="account_id")
+ACCOUNTS.apply(Deposited)(lambda account, event: account)
 BALANCES = Resource("balances", record=Balance, create=NewBalance, update=NewBalance)
 BALANCES_V2 = Resource("balances_v2", record=Balance, create=NewBalance, update=NewBalance)
 
@@ -100,7 +102,7 @@ def projection(version: int = 1, into: Any = BALANCES) -> Projection:
 
 @pytest.fixture
 def fake() -> FakeDataService:
-    return FakeDataService([BALANCES, BALANCES_V2, PROJECTIONS])
+    return FakeDataService([BALANCES, BALANCES_V2, PROJECTIONS], streams=[ACCOUNTS])
 
 
 @pytest.fixture
@@ -262,6 +264,16 @@ async def test_a_change_that_the_service_refuses_is_found_among_many(
     assert (row.failed_position, row.events) == ("p0003", 2)
     assert (row.error or "").startswith("NotFoundError")
     assert (await client.get(BALANCES, ACCOUNT)).balance == 3
+
+
+async def test_a_test_catches_up_and_sees_what_fails(client: PostgresDataClient) -> None:
+    """`catch_up` counts all that is there, and raises what a worker would show."""
+    await client.append(ACCOUNTS, ACCOUNT, Deposited(account_id=ACCOUNT, amount=4))
+    await catch_up_in_test(client, projection())
+    assert (await client.get(BALANCES, ACCOUNT)).balance == 4
+    await client.append(ACCOUNTS, ACCOUNT, Deposited(account_id=ACCOUNT, amount=13))
+    with pytest.raises(UnavailableError, match="unlucky"):
+        await catch_up_in_test(client, projection())
 
 
 async def test_a_second_version_fills_a_resource_of_its_own(client: PostgresDataClient, log: Log) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hybridkit.testing._data_faults import DataFaults
     from hybridkit.testing._data_service import FakeDataService
     from hybridkit.testing._policies import assert_every_route_has_a_policy
+    from hybridkit.testing._projections import catch_up
     from hybridkit.testing._proxy import FaultProxy
     from hybridkit.testing._saga_bench import GivenUp, SagaBench
     from hybridkit.testing._saga_proof import prove_participant, prove_saga
@@ -43,6 +44,7 @@ __all__ = [
     "UniqueWhere",
     "VirtualClock",
     "assert_every_route_has_a_policy",
+    "catch_up",
     "collect_events",
     "prove_participant",
     "prove_saga",
@@ -71,6 +73,7 @@ _HOMES = {
     "TelegramUser": "hybridkit.testing._telegram._records",
     "UniqueWhere": "hybridkit.dataservice._memory._table",
     "VirtualClock": "hybridkit.testing._virtual_clock",
+    "catch_up": "hybridkit.testing._projections",
     "collect_events": "hybridkit.testing._collected_events",
     "until": "hybridkit.testing._waiting",
     "assert_every_route_has_a_policy": "hybridkit.testing._policies",
