@@ -3,8 +3,8 @@
     python scripts/gates.py            everything, tests last: what `make test` does
     python scripts/gates.py --static   what needs no tests: what `make lint` does
     python scripts/gates.py --tests    the tests only, without coverage: what `make test_lowest` does
-    python scripts/gates.py --quick    one after the other until one fails: ruff, format, mypy, imports, then the unit
-                                       tests of the packages that differ from `main`: what `make quick` does
+    python scripts/gates.py --quick    ruff and format, then mypy and imports beside the unit tests of the packages
+                                       that differ from `main`: what `make quick` does
 
 Tools come from the environment of the Python that runs this. The static gates run beside the tests, one after the
 other, as the tests leave a part of the processors idle. The last line counts tests and gates together.
@@ -41,13 +41,14 @@ STATIC = {
     "docs": ["mkdocs", "build", "--strict", "--quiet"],
     "measure": ["python", "scripts/measure.py"],
 }
-QUICK = ("ruff", "format", "mypy", "imports")
+FIRST = ("ruff", "format")  # of the quick gates: they take no time
+BESIDE = ("mypy", "imports")
 # The servers' data, where there is room. A database is 300 files, and for each new file ext4 looks at all that were
 # deleted in the last seconds: a quarter of a second for each test's database on a disk, a tenth of that here.
 MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of our own in it
 MEMORY_BYTES = 4 * 1024**3
-# More than there are cores: some tests wait. A worker that is done takes tests from the others.
-PYTEST = ["-m", "pytest", "-n", "4", "--dist", "worksteal", f"--junitxml={RESULTS}"]
+# Three for each core: most tests wait for servers and processes. A worker that is done takes tests from the others.
+PYTEST = ["-m", "pytest", "-n", "6", "--dist", "worksteal", f"--junitxml={RESULTS}"]
 COVERAGE = {
     "coverage": ["coverage", "report", "--skip-covered"],
     "critical": ["python", "scripts/check_coverage.py"],
@@ -100,6 +101,9 @@ def run_tests(extra: Sequence[str], *, coverage: bool) -> Iterator[Outcome]:
     """Run the tests on the installed wheel and, with `coverage`, judge what they reached."""
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.unlink(missing_ok=True)
+    if not (ROOT / "tests" / "__pycache__").exists():
+        # A new clone: each worker would compile all that it imports, at the same time as the others.
+        _quietly("python", "-m", "pytest", "--collect-only", "-q")
     if not coverage:
         yield run("tests", ["python", *PYTEST, *extra], live=True)
         return
@@ -110,31 +114,15 @@ def run_tests(extra: Sequence[str], *, coverage: bool) -> Iterator[Outcome]:
         yield run(name, command)
 
 
-def run_quick() -> Iterator[Outcome]:
-    """Run the fastest gates and the unit tests of what has changed, until something fails."""
-    for name in QUICK:
-        outcome = run(name, STATIC[name])
-        yield outcome
-        if outcome.status == "FAILED":
-            return
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.unlink(missing_ok=True)
-    yield run(
-        "tests",
-        [
-            "python",
-            "-m",
-            "pytest",
-            "-q",
-            "-n",
-            "2",
-            "--dist",
-            "worksteal",
-            f"--junitxml={RESULTS}",
-            *changed_tests(),
-        ],
-        live=True,
-    )
+def run_quick() -> list[Outcome]:
+    """Run the fastest gates and, if they pass, the others beside the unit tests of what has changed."""
+    outcomes = [run(name, STATIC[name]) for name in FIRST]
+    if any(outcome.status == "FAILED" for outcome in outcomes):
+        return outcomes
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        static = beside.submit(lambda: [run(name, STATIC[name]) for name in BESIDE])
+        tests = list(run_tests(["-q", *changed_tests()], coverage=False))
+        return [*outcomes, *static.result(), *tests]
 
 
 def changed_tests() -> list[str]:
@@ -208,7 +196,7 @@ def main() -> None:
     which.add_argument("--quick", action="store_true")
     options, extra = parser.parse_known_args()
     if options.quick:
-        outcomes = list(run_quick())
+        outcomes = run_quick()
     elif options.static:
         outcomes = run_static(at_once=os.cpu_count() or 1)
     elif options.tests:
