@@ -19,6 +19,7 @@ from hybridkit.codec import format_timestamp
 from hybridkit.coordination import connect_redis
 from hybridkit.jobs import Job, Jobs
 from hybridkit.jobs._records import JobRecord, JobState, LastRun
+from hybridkit.jobs._schedule import BySetting
 from hybridkit.settings import RedisUrl
 
 app = typer.Typer()
@@ -122,13 +123,16 @@ async def _run_now(job: Job, redis_url: str, service: str, *, take_seconds: floa
 # ── printing ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _next_slot(job: Job, state: JobState) -> datetime:
+def _next_slot(job: Job, state: JobState) -> datetime | None:
+    if isinstance(job.schedule, BySetting):
+        return None
     since = state.now if state.cursor is None else max(state.cursor, state.now)
     return job.start_of(job.schedule.next_after(since))
 
 
 def _row(job: Job, state: JobState) -> tuple[object, ...]:
-    coming = format_timestamp(_next_slot(job, state))
+    slot = _next_slot(job, state)
+    coming = "-" if slot is None else format_timestamp(slot)
     now = "running" if state.is_running else "to be taken over" if state.slot else "-"
     if state.last is None:
         return (job.name, one_line(job.schedule), coming, "-", "-", "-", now)

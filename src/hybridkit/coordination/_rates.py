@@ -2,9 +2,13 @@
 
 import re
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Any, Final, Self
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema
 
 from hybridkit.errors import DeclarationError
+from hybridkit.settings._text_schema import text_schema
 
 _PERIODS: Final = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400}
 _SHORT: Final = {"s": "second", "m": "minute", "h": "hour", "d": "day"}
@@ -26,6 +30,8 @@ class Rate:
         count: the requests per period.
         period: `second`, `minute`, `hour` or `day`.
         burst: the requests that may come at once after a quiet time.
+
+    A field of a settings class may be a `Rate`; its variable is text, as for `parse`.
     """
 
     count: int
@@ -81,6 +87,11 @@ class Rate:
         if burst is None:
             burst = count if found[3] is None else int(found[3])
         return cls(count, period, burst)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Let a field of a model or of the settings be a rate, read from its text: `UPLOAD_RATE=10/minute`."""
+        return text_schema(cls, cls.parse)
 
     def __str__(self) -> str:
         plain = f"{self.count}/{self.period}"

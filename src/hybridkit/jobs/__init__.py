@@ -15,12 +15,14 @@ def main() -> None:
 """
 
 from hybridkit.jobs._blocking import drain_blocking, run_blocking
+from hybridkit.jobs._cron import Cron
 from hybridkit.jobs._job import Job, Missed, Slot
 from hybridkit.jobs._jobs import Jobs
 from hybridkit.jobs._progress import Progress, ProgressState
 from hybridkit.jobs._runner import JobRunner
 
 __all__ = [
+    "Cron",
     "Job",
     "JobRunner",
     "Jobs",

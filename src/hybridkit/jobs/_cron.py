@@ -2,10 +2,14 @@
 
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema
+
 from hybridkit.errors import DeclarationError
+from hybridkit.settings._text_schema import text_schema
 
 _MONTHS: Final = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _DAYS: Final = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
@@ -74,6 +78,11 @@ class Cron:
         self._is_fixed = not (parts[0].startswith("*") or parts[1].startswith("*"))
         self._either_day = not (parts[2].startswith("*") or parts[4].startswith("*"))
         next(self._matching_days(date(2000, 1, 1)))
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Let a field of the settings be a cron expression in UTC, read from its text."""
+        return text_schema(cls, cls, text=lambda cron: cron.expression)
 
     def __repr__(self) -> str:
         return f"Cron({self.expression!r}, time_zone={self.time_zone!r})"

@@ -4,6 +4,7 @@ import inspect
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final, get_args
 
@@ -13,8 +14,9 @@ from hybridkit.errors import DeclarationError
 from hybridkit.jobs._cron import Cron
 from hybridkit.jobs._job import Job, Missed
 from hybridkit.jobs._runner import JobRunner
-from hybridkit.jobs._schedule import Every, Schedule
+from hybridkit.jobs._schedule import BySetting, Every, Schedule
 from hybridkit.retry import Retry
+from hybridkit.settings import ServiceSettings
 
 MAX_JITTER_SECONDS: Final = 86_400.0
 MAX_TIMEOUT_SECONDS: Final = 7 * 86_400.0
@@ -40,6 +42,7 @@ class Jobs:
 
     def __init__(self) -> None:
         self._by_name: dict[str, Job] = {}
+        self._zones: dict[str, str] = {}
 
     def __repr__(self) -> str:
         return f"Jobs({list(self._by_name)})"
@@ -60,6 +63,7 @@ class Jobs:
         hours: int = 0,
         minutes: int = 0,
         seconds: int = 0,
+        setting: str | None = None,
         name: str | None = None,
         missed: Missed = "once",
         jitter_seconds: float = 0.0,
@@ -76,6 +80,7 @@ class Jobs:
             hours: of the period.
             minutes: of the period.
             seconds: of the period.
+            setting: the field of the worker's settings that has the period, a `timedelta`, in place of the four.
             name: the name in Redis, logs and metrics; by default the function's.
             missed: what becomes of slots that came while no replica was there or the run before had not ended: `once`
                 runs the last of them, `all` each of the last 100, oldest first, and `skip` none that is late by more
@@ -88,7 +93,10 @@ class Jobs:
         Raises:
             DeclarationError: a value is out of its range, the name is taken, or the function can't be a job.
         """
-        schedule = Every(timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds))
+        period = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+        if setting is not None and period:
+            raise DeclarationError(f"the period of a job is the setting {setting!r} or {period}, not both")
+        schedule: Schedule = Every(period) if setting is None else BySetting(setting)
         return self._registering(
             schedule,
             name=name,
@@ -100,8 +108,9 @@ class Jobs:
 
     def cron[FunctionT: Callable[..., Awaitable[object]]](
         self,
-        expression: str,
+        expression: str | None = None,
         *,
+        setting: str | None = None,
         time_zone: str = "UTC",
         name: str | None = None,
         missed: Missed = "once",
@@ -116,7 +125,8 @@ class Jobs:
 
         Args:
             expression: `minute hour day-of-month month day-of-week`, as in crontab(5).
-            time_zone: the zone of the expression, such as `Europe/Berlin`.
+            setting: the field of the worker's settings that has the expression, as text or as a `Cron`, in its place.
+            time_zone: the zone of the expression, such as `Europe/Berlin`; not of a `Cron`, which has one.
             name: as in `every`, and so are the other arguments.
             missed: what becomes of slots that could not be begun in time.
             jitter_seconds: the longest delay of a slot.
@@ -126,7 +136,14 @@ class Jobs:
         Raises:
             DeclarationError: the expression can't be read, or as in `every`.
         """
-        schedule = Cron(expression, time_zone=time_zone)
+        if (expression is None) is (setting is None):
+            raise DeclarationError(
+                "a job by cron needs an expression, or setting= with the field that has it"
+            )
+        zone = _checked_zone(time_zone)
+        schedule: Schedule = (
+            BySetting(setting) if expression is None and setting else Cron(expression or "", time_zone=zone)
+        )
         return self._registering(
             schedule,
             name=name,
@@ -134,6 +151,7 @@ class Jobs:
             jitter_seconds=jitter_seconds,
             timeout_seconds=timeout_seconds,
             retry=retry,
+            time_zone=zone,
         )
 
     @asynccontextmanager
@@ -148,9 +166,12 @@ class Jobs:
             providers: the objects that jobs may ask for, by their annotation.
 
         Raises:
-            DeclarationError: a job wants an object that no provider gives; all of them are named.
+            DeclarationError: a job wants an object that no provider gives; all of them are named. Or its schedule is a
+                setting that is missing or can't be read.
         """
-        runner = JobRunner(list(self), redis, service=service, providers=providers or {})
+        given = providers or {}
+        jobs = [scheduled(job, given, time_zone=self._zones[job.name]) for job in self]
+        runner = JobRunner(jobs, redis, service=service, providers=given)
         async with runner:
             yield runner
 
@@ -163,6 +184,7 @@ class Jobs:
         jitter_seconds: float,
         timeout_seconds: float,
         retry: Retry | None,
+        time_zone: str = "UTC",
     ) -> Callable[[FunctionT], FunctionT]:
         def register(function: FunctionT) -> FunctionT:
             _check_function(function)
@@ -182,9 +204,43 @@ class Jobs:
                     f"there are two jobs named {job.name!r}: give one of them another `name`"
                 )
             self._by_name[job.name] = job
+            self._zones[job.name] = time_zone
             return function
 
         return register
+
+
+def scheduled(job: Job, providers: Mapping[Any, object], *, time_zone: str) -> Job:
+    """Return a job with its schedule, also where a setting has it.
+
+    Args:
+        job: the job as it is declared.
+        providers: the objects of the worker, of which one is its settings.
+        time_zone: the zone of an expression.
+
+    Raises:
+        DeclarationError: there are no settings, or the setting is no schedule.
+    """
+    if not isinstance(job.schedule, BySetting):
+        return job
+    settings = next((each for each in providers.values() if isinstance(each, ServiceSettings)), None)
+    match found := job.schedule.read_from(settings):
+        case timedelta():
+            return replace(job, schedule=Every(found))
+        case Cron():
+            return replace(job, schedule=found)
+        case str():
+            return replace(job, schedule=Cron(found, time_zone=time_zone))
+        case _:
+            raise DeclarationError(
+                f"the job {job.name!r}: the setting {job.schedule.name} is a timedelta, a Cron or its text, not"
+                f" {found!r}"
+            )
+
+
+def _checked_zone(time_zone: str) -> str:
+    """Refuse a zone that is not known, also where the expression comes later."""
+    return Cron("0 0 * * *", time_zone=time_zone).time_zone
 
 
 def _check_function(function: Callable[..., object]) -> None:

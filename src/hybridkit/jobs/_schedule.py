@@ -4,7 +4,7 @@ import hashlib
 from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol
 
-from hybridkit.errors import DeclarationError
+from hybridkit.errors import DeclarationError, MisuseError
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 SHORTEST_PERIOD: Final = timedelta(seconds=1)
@@ -46,6 +46,44 @@ class Every:
     def next_after(self, moment: datetime) -> datetime:
         """Return the first slot after a moment, in UTC."""
         return EPOCH + ((moment - EPOCH) // self._period + 1) * self._period
+
+
+class BySetting:
+    """A schedule that a setting of the worker has; only the worker knows it.
+
+    Args:
+        name: the field of the settings: a `timedelta`, a `Cron`, or the text of a cron expression.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"BySetting({self.name!r})"
+
+    def __str__(self) -> str:
+        return f"by the setting {self.name}"
+
+    def next_after(self, moment: datetime) -> datetime:
+        """Refuse to say the slot after a moment.
+
+        Raises:
+            MisuseError: it depends on the settings of the worker.
+        """
+        raise MisuseError(f"the slot after {moment} depends on the worker's setting {self.name}")
+
+    def read_from(self, settings: object) -> object:
+        """Return the value of the setting.
+
+        Raises:
+            DeclarationError: the settings have no such field.
+        """
+        if not hasattr(settings, self.name):
+            raise DeclarationError(
+                f"a job runs by the setting {self.name!r}, which {type(settings).__name__} doesn't have"
+            )
+        found: object = getattr(settings, self.name)
+        return found
 
 
 def latest_slots(schedule: Schedule, *, after: datetime, until: datetime, limit: int) -> list[datetime]:

@@ -96,8 +96,8 @@ def network_of(host: str) -> str:
 def rate_limited(
     name: str,
     *,
-    per_caller: Rate | None = None,
-    in_total: Rate | None = None,
+    per_caller: Rate | str | None = None,
+    in_total: Rate | str | None = None,
     key: Callable[..., Any] = caller_of,
     cost: int = 1,
     replicas: int = 1,
@@ -109,7 +109,7 @@ def rate_limited(
 
     Args:
         name: the name of the limits, in snake_case; routes of one name share their counts.
-        per_caller: the rate of each caller.
+        per_caller: the rate of each caller; a text is the name of the field of the settings that has it, a `Rate`.
         in_total: the rate of all callers together; a request that one of both refuses takes nothing of the other.
         key: a dependency that returns who is counted, such as the one that signs the caller in; without it, the user
             whom an earlier dependency has bound, or the address of the client.
@@ -123,20 +123,16 @@ def rate_limited(
     rates = {each: rate for each, rate in (("caller", per_caller), ("total", in_total)) if rate is not None}
     if not rates:
         raise DeclarationError(f"the limit {name!r} needs a rate: per_caller=, in_total=, or both")
-    limits = rates if len(rates) > 1 else next(iter(rates.values()))
-    if not 1 <= cost <= min(rate.burst for rate in rates.values()):
-        raise DeclarationError(
-            f"a cost of {cost} is never allowed by {name!r}: it is from 1 to its smallest burst"
-        )
-    RateLimiter(
-        name, limits, replicas=replicas
-    )  # refuses here what it can't take, and not with the first request
+    if not any(isinstance(rate, str) for rate in rates.values()):
+        made_limiter(name, rates, cost=cost, replicas=replicas)  # refuses here what it can't take
     made: list[tuple[Redis, RateLimiter]] = []
 
     async def check(scope: Scope, caller: object) -> None:
         redis = _redis_of(scope)
         if not made or made[0][0] is not redis:  # an application that was started again has another client
-            made[:] = [(redis, RateLimiter(name, limits, redis=redis, replicas=replicas))]
+            settings = scope["app"].state.settings
+            limiter = made_limiter(name, rates, settings, redis=redis, cost=cost, replicas=replicas)
+            made[:] = [(redis, limiter)]
         limiter = made[0][1]
         keys = [str(caller) if each == "caller" else "all" for each in rates]
         await _count(limiter, scope, keys, cost=cost)
@@ -148,6 +144,44 @@ def rate_limited(
     if key is caller_of:
         _guards[check_rate] = lambda scope: check(scope, _caller_in(scope))
     return Depends(check_rate)
+
+
+def made_limiter(
+    name: str,
+    rates: Mapping[str, Rate | str],
+    settings: ServiceSettings | None = None,
+    *,
+    redis: Redis | None = None,
+    cost: int,
+    replicas: int,
+) -> RateLimiter:
+    """Return the limiter of a route, with the rates that the settings have.
+
+    Args:
+        name: the name of the limits.
+        rates: the rates, or the fields of the settings that have them.
+        settings: the settings of this start; None where no rate comes from them.
+        redis: where they are counted.
+        cost: how much a request takes of each limit.
+        replicas: the processes that share the limits.
+
+    Raises:
+        DeclarationError: a setting is missing or no rate, or the cost is more than a burst.
+    """
+    found: dict[str, Rate] = {}
+    for each, rate in rates.items():
+        value: object = getattr(settings, rate, None) if isinstance(rate, str) else rate
+        if not isinstance(value, Rate):
+            raise DeclarationError(
+                f"the limit {name!r} is the setting {rate!r}: declare it in {type(settings).__name__} as a Rate"
+            )
+        found[each] = value
+    if not 1 <= cost <= min(rate.burst for rate in found.values()):
+        raise DeclarationError(
+            f"a cost of {cost} is never allowed by {name!r}: it is from 1 to its smallest burst"
+        )
+    limits = found if len(found) > 1 else next(iter(found.values()))
+    return RateLimiter(name, limits, redis=redis, replicas=replicas)
 
 
 def take_guards(route: Any) -> Iterator[Guard]:
