@@ -7,6 +7,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
+from hybridkit.clients import MongoDataClient, PostgresDataClient
 from hybridkit.events import Command, Event
 from hybridkit.sagas import Run, Saga
 
@@ -146,7 +147,9 @@ class OrderData(BaseModel):
 
 
 def order_saga(  # noqa: C901 - a declaration with its handlers
-    name: str = "saga_test.place_order", *, concurrency: int = 16
+    name: str = "saga_test.place_order",
+    *,
+    client: type[PostgresDataClient] | type[MongoDataClient] = PostgresDataClient,
 ) -> Saga[OrderData]:
     """Declare the saga; each test may have its own, by its name."""
     place_order = Saga(
@@ -156,7 +159,7 @@ def order_saga(  # noqa: C901 - a declaration with its handlers
         key="order_id",
         deadline=timedelta(days=7),
         undone_by=(StockReleased, Refunded),
-        concurrency=concurrency,
+        client=client,
     )
 
     @place_order.starts(OrderPlaced)

@@ -13,9 +13,9 @@ import pytest
 from pydantic import BaseModel
 from sqlalchemy.orm import DeclarativeBase, Mapped
 
-from hybridkit.clients import AsgiTransport, PostgresDataClient
+from hybridkit.clients import AsgiTransport, MongoDataClient, PostgresDataClient
 from hybridkit.coordination import connect_redis
-from hybridkit.dataservice import RecordColumns, create_data_service, saga_tables
+from hybridkit.dataservice import RecordColumns, create_data_service, saga_collections, saga_tables
 from hybridkit.dataservice._postgres._schema import migrating_connection
 from hybridkit.events import Event
 from hybridkit.idempotency import IdempotencyGuard
@@ -25,9 +25,17 @@ from hybridkit.observability import metrics
 from hybridkit.sagas import SAGAS, NewSaga, Run, Saga, SagaRecord
 from hybridkit.sagas._messages import timer_class
 from hybridkit.sagas._sweep import Sweep
-from hybridkit.settings import PostgresSettings, SecretUrl
+from hybridkit.settings import MongoSettings, PostgresSettings, SecretUrl
 from tests.helpers import until
-from tests.helpers.order_saga import OrderCancelled, OrderPlaced, StockReserved, order_saga
+from tests.helpers.order_saga import (
+    Charged,
+    OrderCancelled,
+    OrderPlaced,
+    Shipped,
+    StockReleased,
+    StockReserved,
+    order_saga,
+)
 from tests.helpers.order_services import PAYMENTS, RESERVATIONS, SHIPMENTS, order_services
 
 if TYPE_CHECKING:
@@ -64,7 +72,7 @@ class ShipmentTable(RecordColumns, Base):
 class Stack:
     """A data service with its relay, and consumers that run on real servers."""
 
-    def __init__(self, client: PostgresDataClient, publisher: RobustPublisher) -> None:
+    def __init__(self, client: PostgresDataClient | MongoDataClient, publisher: RobustPublisher) -> None:
         self.client = client
         self.publisher = publisher
 
@@ -108,13 +116,23 @@ async def running(
     app.state.settings = PostgresSettings(
         service_name="db_postgres_service", database_url=SecretUrl(database), rabbitmq_url=SecretUrl(broker)
     )
+    client = PostgresDataClient("http://data", service="worker_service", transport=AsgiTransport(app))
+    async with app.router.lifespan_context(app), consuming(client, broker, redis_url, consumers) as stack:
+        yield stack
+
+
+@asynccontextmanager
+async def consuming(
+    client: PostgresDataClient | MongoDataClient,
+    broker: str,
+    redis_url: str,
+    consumers: Sequence[RobustConsumer],
+) -> AsyncGenerator[Stack]:
+    """Run consumers with a data client, each on a connection of its own."""
     async with AsyncExitStack() as stack:
         redis = await stack.enter_async_context(connect_redis(redis_url))
         publisher = await stack.enter_async_context(RobustPublisher(broker, service="worker_service"))
-        await stack.enter_async_context(app.router.lifespan_context(app))
-        client = await stack.enter_async_context(
-            PostgresDataClient("http://data", service="worker_service", transport=AsgiTransport(app))
-        )
+        await stack.enter_async_context(client)
         for consumer in consumers:
             deliveries = BrokerConnection(broker, name=consumer.name)
             await stack.enter_async_context(deliveries)
@@ -122,7 +140,7 @@ async def running(
                 consumer.running(
                     deliveries,
                     publisher=publisher,
-                    providers={PostgresDataClient: client},
+                    providers={type(client): client},
                     guard=IdempotencyGuard(redis),
                 )
             )
@@ -292,3 +310,41 @@ async def test_a_poisoned_saga_holds_up_no_other(
             return row is not None and row.data["count"] == 2
 
         await until(has_counted)
+
+
+async def test_a_mongodb_without_transactions_is_enough(
+    mongo_url: str, rabbitmq_url: str, redis_url: str
+) -> None:
+    """A move is one document with its events: one saga is done, one is undone, and a race has one winner."""
+    place_order = order_saga("saga_test.on_mongodb", client=MongoDataClient)
+    app = create_data_service(
+        MongoSettings,
+        saga_collections(),
+        publisher=lambda: RobustPublisher(rabbitmq_url, service="db_mongo_service"),
+    )
+    app.state.settings = MongoSettings(service_name="db_mongo_service", database_url=SecretUrl(mongo_url))
+    client = MongoDataClient("http://data", service="worker_service", transport=AsgiTransport(app))
+    consumers = [place_order.consumer]
+    async with (
+        app.router.lifespan_context(app),
+        consuming(client, rabbitmq_url, redis_url, consumers) as stack,
+    ):
+        publish, good, bad = stack.publisher.publish, new_id(), new_id()
+        for key in (good, bad):
+            await publish(OrderPlaced(order_id=key, total=Decimal(50)))
+            await stack.reaches(place_order, key, "stock")
+        await asyncio.gather(
+            publish(OrderCancelled(order_id=bad)),
+            stack.publisher.send(timer_class(place_order.name)(saga_id=place_order.id_of(bad), entry=1)),
+            publish(StockReserved(order_id=good)),
+        )
+        await stack.reaches(place_order, bad, "undoing")
+        await publish(StockReleased(order_id=bad))
+        await stack.reaches(place_order, good, "payment")
+        await publish(Charged(order_id=good))
+        await stack.reaches(place_order, good, "shipment")
+        await publish(Shipped(order_id=good))
+        done = await stack.reaches(place_order, good, "done")
+        assert [entry.to_state for entry in done.history] == ["stock", "payment", "shipment", "done"]
+        undone = await stack.reaches(place_order, bad, "undone")
+        assert [entry.to_state for entry in undone.history] == ["stock", "undoing", "undone"]
