@@ -30,10 +30,12 @@ from hybridkit.dataservice import (
     migrate,
     write_revision,
 )
+from hybridkit.dataservice._mongo._audit import _entries
 from hybridkit.dataservice._mongo._collection import ResourceCollection
 from hybridkit.dataservice._mongo._store import missing_indexes, open_mongo_store
 from hybridkit.dataservice._postgres._audit._upkeep import keep_months
 from hybridkit.dataservice._postgres._driver._pool import Pool
+from hybridkit.dataservice._postgres._keys import lock_number
 from hybridkit.dataservice._postgres._schema import migrating_connection
 from hybridkit.dataservice._store._operations import Create, Delete, Update, Write
 from hybridkit.errors import DeclarationError, UnavailableError
@@ -319,6 +321,37 @@ async def test_the_trail_cannot_be_passed_by(
     assert [entry.operation async for entry in client.find(AUDIT)] == ["create", "update"]
 
 
+async def test_entries_of_what_is_gone_stay_readable(client: PostgresDataClient, database: Database) -> None:
+    """A value of an earlier type, a removed column and a removed resource are shown as they were written."""
+    insert = (
+        "INSERT INTO hk_audit (resource, record_id, record_version, operation, caller, changes)"
+        " VALUES ($1, $2, 1, 'update', 'test', $3)"
+    )
+    record_id = str(UUID(int=1))
+    written = '{"amount": ["abc", 1.50], "at": ["soon", null], "data": ["no hex", null], "gone": [1, 2]}'
+    await database.execute(insert, "oddities", record_id, written)
+    await database.execute(insert, "former", "x", '{"any": [1.10, {"b": 12345678901234567890}]}')
+    [entry] = (await client.history(ODDITIES, record_id).page()).items
+    assert entry.changes == {
+        "amount": Change("abc", Decimal("1.50")),
+        "at": Change("soon", None),
+        "data": Change(b"no hex", None),
+    }
+    [former] = (await client.find(AUDIT).where(AUDIT["resource"] == "former").page()).items
+    assert former.changes == {"any": Change("1.10", {"b": 12345678901234567890})}
+
+    class Who(BaseModel):
+        caller: str
+
+    assert [each.caller async for each in client.find(AUDIT).select(Who)] == ["test", "test"]
+
+    class What(BaseModel):
+        changes: dict[str, Any]
+
+    shown = [each.changes async for each in client.find(AUDIT).select(What)]
+    assert [sorted(each) for each in shown] == [["amount", "at", "data"], ["any"]]
+
+
 async def test_months_are_made_ahead_and_dropped(
     client: PostgresDataClient, database: Database, postgres_url: str
 ) -> None:
@@ -334,6 +367,12 @@ async def test_months_are_made_ahead_and_dropped(
             [start, datetime(2031, 3, 1, tzinfo=UTC)],
         )
         assert await database.fetchval("SELECT count(*) FROM hk_audit_rest") == 2
+        await database.execute(
+            "SELECT pg_advisory_lock($1)", lock_number("audit")
+        )  # another replica is at it
+        await keep_months(pool, keep_days=40_000, moment=start, ahead=True)
+        assert await database.fetchval("SELECT count(*) FROM hk_audit_rest") == 2
+        await database.execute("SELECT pg_advisory_unlock($1)", lock_number("audit"))
         both = [keep_months(pool, keep_days=40_000, moment=start, ahead=True) for _ in range(2)]
         assert await asyncio.gather(*both) == [0, 0]
         await keep_months(pool, keep_days=40_000, moment=start, ahead=True)
@@ -354,6 +393,22 @@ async def months(database: Database) -> set[str]:
         "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'hk_audit'::regclass"
     )
     return {row[0] for row in rows} - {"hk_audit_rest"}
+
+
+async def test_a_start_does_not_wait_for_whoever_reads_the_trail(
+    postgres_url: str, database: Database
+) -> None:
+    """While a month can't be made, as the trail is locked, the service starts, and entries wait in the rest."""
+    await migrate(postgres_url)
+    async with database.transaction():
+        await database.execute("LOCK TABLE hk_audit_rest IN ACCESS SHARE MODE")
+        async with served(postgres_url) as client:
+            assert await months(database) == set()
+            await client.create(ODDITIES, NewOddity(name="a"))
+            assert len((await client.find(AUDIT).page()).items) == 1
+    async with served(postgres_url) as client:
+        assert len(await months(database)) == 3
+        assert len((await client.find(AUDIT).page()).items) == 1
 
 
 async def test_housekeeping_keeps_the_months(client: PostgresDataClient, database: Database) -> None:
@@ -437,8 +492,13 @@ async def test_a_service_without_revisions_installs_and_removes_them_itself(
 ) -> None:
     """At its start the triggers become what the declarations say."""
     triggers = "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'hk_audit%'"
-    async with served(postgres_url):
-        assert await database.fetchval(triggers) == 2
+    await database.execute('ALTER TABLE "odd things" RENAME TO later')
+    await migrate(postgres_url, tables={ODDITIES: OddityTable})  # before the tables are there
+    assert await database.fetchval(triggers) == 0
+    await database.execute('ALTER TABLE later RENAME TO "odd things"')
+    for _ in range(2):
+        async with served(postgres_url):
+            assert await database.fetchval(triggers) == 2
     async with served(postgres_url, PLAIN):
         assert await database.fetchval(triggers) == 0
 
@@ -501,12 +561,15 @@ async def test_an_entry_waits_in_its_document_and_moves_once(each_mongo_url: str
         assert entry["changes"]["amount"][1].to_decimal() == Decimal("1.10")
 
 
-async def test_entries_move_in_the_background_are_erased_and_expire(mongo_url: str) -> None:
+async def test_entries_move_in_the_background_are_erased_and_expire(
+    mongo_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A write has its entry moved; blanking reaches entries wherever they are; old ones are deleted."""
     from pymongo import AsyncMongoClient
 
     from tests.helpers import until
 
+    monkeypatch.setattr(_entries, "MOVE_DOCUMENTS", 1)
     async with (
         AsyncMongoClient[dict[str, Any]](mongo_url) as driver,
         open_mongo_store(mongo_url, COLLECTIONS, name="test", audit_days=1) as store,

@@ -12,7 +12,9 @@ from hybridkit.clients import PostgresDataClient
 from hybridkit.codec import Timestamp, now
 from hybridkit.context import RequestContext, bind
 from hybridkit.dataservice import CallContext, Grant
+from hybridkit.dataservice._http._audit._routes import AuditRoutes
 from hybridkit.dataservice._http._callers import Callers, check_grants
+from hybridkit.dataservice._memory._audit import MemoryAudit
 from hybridkit.errors import (
     AccessDeniedError,
     DeclarationError,
@@ -195,6 +197,22 @@ async def test_a_hard_delete_and_a_new_record_are_told_apart(
     assert (found.created_at, found.updated_at) == (first.created_at, first.created_at)
 
 
+async def test_a_record_that_is_gone_is_told_as_it_was(
+    clock: VirtualClock, client: PostgresDataClient
+) -> None:
+    """Of a removed record the history alone has all values."""
+    made = await client.create(ACCOUNTS, NewAccount(email="a", balance=Decimal("1.5")))
+    moment = clock.advance(timedelta(hours=1))
+    clock.advance(timedelta(hours=1))
+    await client.delete(ACCOUNTS, made.id)
+    found = await client.as_of(ACCOUNTS, made.id, moment)
+    assert found is not None
+    assert found.model_dump(exclude={"etag", "password_hash"}) == made.model_dump(
+        exclude={"etag", "password_hash"}
+    )
+    assert await client.as_of(ACCOUNTS, made.id, clock.advance(timedelta(hours=1))) is None
+
+
 async def test_a_resource_without_a_trail_has_no_history(client: PostgresDataClient) -> None:
     """`history` and `as_of` say so, before anything is sent."""
     with pytest.raises(InvalidRequestError, match="audited=True"):
@@ -316,3 +334,9 @@ def test_declarations_that_cannot_be_kept_are_refused() -> None:
     with pytest.raises(DeclarationError, match="can't have one called 'audit'"):
         FakeDataService([accounts("audit"), ACCOUNTS])
     FakeDataService([accounts("audit")])
+
+
+def test_they_say_what_they_are() -> None:
+    """What a debugger shows names resources, and no values."""
+    assert repr(AuditRoutes([SOFT, PLAIN])) == "AuditRoutes(['soft_accounts'])"
+    assert repr(MemoryAudit()) == "MemoryAudit(MemoryTable('audit', 0 rows))"

@@ -123,6 +123,12 @@ async def test_a_write_that_is_on_its_way_already_is_refused(
         await writer.write(cast("Any", write))
 
 
+async def test_an_audit_entry_that_is_refused_is_no_entry_that_is_there(database: Any) -> None:
+    """The error of a server that takes no entry ends the move, so that the entry stays in its document."""
+    with pytest.raises(OperationFailure, match="not authorized"):
+        await MongoAudit(database, {}).take_over([{"_id": 1}])
+
+
 def test_they_say_what_they_are(database: Any, capabilities: Capabilities) -> None:
     """A log that shows them names the collection and the server, and no address."""
     writer = _writer(database, capabilities)

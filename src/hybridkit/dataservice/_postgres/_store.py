@@ -1,7 +1,7 @@
 """Store records in PostgreSQL by the contract: reads, and writes that happen once per idempotency key."""
 
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -30,7 +30,7 @@ from hybridkit.dataservice._store._audit import AUDIT_DAYS
 from hybridkit.dataservice._store._erasure import Erased, ErasureStep
 from hybridkit.dataservice._store._operations import Outcome, Write
 from hybridkit.dataservice._store._pool_metrics import sample_pool
-from hybridkit.errors import DeclarationError, UnavailableError
+from hybridkit.errors import ConflictError, DeclarationError, UnavailableError
 from hybridkit.observability import sampled
 from hybridkit.resources import AUDIT
 from hybridkit.resources._resource import AnyResource
@@ -128,7 +128,8 @@ class PostgresStore(PostgresReader):
             unaudited = await session.run_sync(missing_triggers, self._triggers)
         if unaudited:
             raise DeclarationError(unaudited_reason(unaudited))
-        await keep_months(self._own_pool, keep_days=self._audit_days, moment=now(), ahead=True)
+        with suppress(ConflictError):  # somebody reads all of the trail; entries wait in its rest meanwhile
+            await keep_months(self._own_pool, keep_days=self._audit_days, moment=now(), ahead=True)
 
     async def check(self) -> None:
         """Check that PostgreSQL answers within a second, takes writes, is migrated, and audits what is audited.
