@@ -118,7 +118,7 @@ async def test_a_write_that_is_on_its_way_already_is_refused(
     """The caller hears that the key is in use, and nothing is sent to the server."""
     writer = _writer(database, capabilities)
     monkeypatch.setattr(writer, "_in_flight", Busy())
-    write = SimpleNamespace(dry_run=False, operations=(object(),), emit=())
+    write = SimpleNamespace(dry_run=False, operations=(object(),), emit=(), cancel=(), appends=())
     with pytest.raises(InProgressError):
         await writer.write(cast("Any", write))
 
