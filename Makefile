@@ -65,9 +65,10 @@ ledger: setup ## Prove that no message is lost or doubled while brokers die, fre
 	@.venv/bin/python -m tests.proofs.ledger
 	@.venv/bin/python -m tests.proofs.ledger --cluster
 
-streams: setup ## Prove that readers of a log miss no late commit, and that streams survive races, stops and a restore; 5 minutes
+streams: setup ## Prove that readers of a log miss no late commit, and that streams survive races, stops and a restore; that projections count each event once; 10 minutes
 	@$(MAKE) --no-print-directory servers
 	@.venv/bin/python -m tests.proofs.streams
+	@.venv/bin/python -m tests.proofs.projections
 
 relay: setup ## Prove that the outbox loses nothing and keeps the order while its replicas are killed; 4 minutes
 	@$(MAKE) --no-print-directory servers
