@@ -5,7 +5,7 @@
 # Images for containers often set it. The tests start a thousand Pythons, and each would compile all that it imports.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help setup dev quick test test_lowest test_rabbitmq_3_10 lint format docs catalogues servers demo ledger streams relay crash_points redis_failover jobs bot_replicas sending stops trace properties schemathesis
+.PHONY: help setup dev quick test test_lowest test_rabbitmq_3_10 lint format docs catalogues servers demo ledger streams relay crash_points redis_failover jobs sagas bot_replicas sending stops trace properties schemathesis
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z0-9_]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
@@ -85,6 +85,11 @@ redis_failover: setup ## Prove that fail-overs of Redis lose nothing and hang no
 jobs: setup ## Prove that each slot of a job has its effects once, over replicas that die and a clock that jumps; 4 minutes
 	@$(MAKE) --no-print-directory servers
 	@.venv/bin/python -m tests.proofs.jobs
+
+sagas: setup ## Prove that a saga comes to its end, with each effect once, whatever dies or freezes; half an hour
+	@$(MAKE) --no-print-directory servers
+	@.venv/bin/python -m tests.proofs.sagas
+
 stops: setup ## Prove that 100 stops of each kind of process in mid work lose nothing and double nothing; 20 minutes
 	@$(MAKE) --no-print-directory servers
 	@.venv/bin/python -m tests.proofs.stops

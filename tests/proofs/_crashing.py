@@ -52,6 +52,10 @@ class Steps:
             if self.count == self._deadly:
                 os.kill(os.getpid(), signal.SIGKILL)
 
+    def task_factory(self, loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
+        """Make a task whose steps are counted."""
+        return asyncio.Task(self.counted(work), loop=loop, **options)
+
     def counted[T](self, inner: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
         """Return a coroutine that counts each of its steps."""
         return _Counted(inner, self.step)
@@ -83,7 +87,9 @@ class _Counted[T](Coroutine[Any, Any, T]):
         return self._inner.__await__()
 
 
-class _CountingGuard(IdempotencyGuard):
+class CountingGuard(IdempotencyGuard):
+    """A guard that begins the count with its first claim."""
+
     def __init__(self, *arguments: Any, steps: Steps, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._steps = steps
@@ -100,14 +106,10 @@ async def work(deadly: int | None) -> None:
     stopped = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
     steps = Steps(deadly)
-
-    def count(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
-        return asyncio.Task(steps.counted(work), loop=loop, **options)
-
-    loop.set_task_factory(count)
+    loop.set_task_factory(steps.task_factory)
     async with AsyncExitStack() as stack:
         redis = await stack.enter_async_context(connect_redis(os.environ["REDIS_URL"], timeout_seconds=5))
-        guard = _CountingGuard(redis, lease_seconds=LEASE_SECONDS, max_takeovers=MAX_TAKEOVERS, steps=steps)
+        guard = CountingGuard(redis, lease_seconds=LEASE_SECONDS, max_takeovers=MAX_TAKEOVERS, steps=steps)
         url = os.environ["RABBITMQ_URL"]
         publisher = await stack.enter_async_context(RobustPublisher(url, service="crash_proof"))
         connection = await stack.enter_async_context(BrokerConnection(url, name="crash_proof"))
