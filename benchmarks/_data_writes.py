@@ -262,7 +262,12 @@ def _transact(app: FastAPI) -> Operation:
 
 
 def post(
-    app: FastAPI, path: str, body: bytes, *headers: tuple[bytes, bytes], method: str = "POST"
+    app: FastAPI,
+    path: str,
+    body: bytes,
+    *headers: tuple[bytes, bytes],
+    method: str = "POST",
+    query: bytes = b"",
 ) -> Operation:
     """Make a request that is handed to the application as ASGI messages, and has to succeed."""
     answers: list[int] = []
@@ -288,7 +293,7 @@ def post(
         "scheme": "http",
         "path": path,
         "raw_path": path.encode(),
-        "query_string": b"",
+        "query_string": query,
         "root_path": "",
         "headers": given,
         "client": ("127.0.0.1", 1),

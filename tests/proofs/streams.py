@@ -16,7 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -41,6 +41,7 @@ from tests.helpers.accounts import ACCOUNTS, Account, Deposited, NotEnoughError,
 
 PATIENT = ClientPolicy(write_timeout_seconds=60.0, read_timeout_seconds=60.0)
 PAGE = 1000
+REPLICAS = 4
 
 
 class Settings(ServiceSettings):
@@ -305,10 +306,24 @@ async def prove_deciders(url: str, *, writers: int, decides: int, money: int) ->
             raise NotEnoughError("not enough money")
         return [Withdrawn(account_id=account, amount=Decimal(1))]
 
-    async with serving(url) as postgres:
+    transport = AsgiTransport(application(url))
+    async with AsyncExitStack() as stack:
+        # Each as a process of its own: tasks of one client decide in their turns.
+        clients = [
+            await stack.enter_async_context(
+                PostgresDataClient(
+                    "http://data.test",
+                    service="api_service",
+                    transport=transport if number == 0 else Stopping(transport, -1),
+                    policy=PATIENT,
+                )
+            )
+            for number in range(REPLICAS)
+        ]
+        postgres = clients[0]
         await postgres.append(ACCOUNTS, account, Deposited(account_id=account, amount=Decimal(money)))
 
-        async def withdraw() -> None:
+        async def withdraw(postgres: PostgresDataClient) -> None:
             nonlocal withdrawn, refused
             for _ in range(decides):
                 try:
@@ -325,7 +340,7 @@ async def prove_deciders(url: str, *, writers: int, decides: int, money: int) ->
                     refused += 1
 
         started = time.perf_counter()
-        await asyncio.gather(*(withdraw() for _ in range(writers)))
+        await asyncio.gather(*(withdraw(clients[number % REPLICAS]) for number in range(writers)))
         seconds = time.perf_counter() - started
         found = [event async for event in postgres.events(ACCOUNTS, account)]
     lowest = balance = Decimal(0)

@@ -1,5 +1,6 @@
 """Streams through the client, on the fake data service."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from uuid import UUID
@@ -12,6 +13,7 @@ from hybridkit.context import Claim, RequestContext, bind
 from hybridkit.contract import StreamEvent
 from hybridkit.dataservice._store._streams import StreamAppend
 from hybridkit.errors import (
+    DeadlinePassedError,
     InvalidQueryError,
     InvalidRequestError,
     NotFoundError,
@@ -194,6 +196,19 @@ async def test_a_decision_that_was_overtaken_is_made_again(
     done = await postgres.decide(ACCOUNTS, account, decide)
     assert seen == [10, 11]
     assert balance(done) == (4, 3)
+
+
+async def test_tasks_of_one_process_do_not_overtake_each_other(
+    postgres: PostgresDataClient, fake: FakeDataService
+) -> None:
+    """Each decides in its turn, with one read and one append; what waits for its turn has a deadline."""
+    account = new_id()
+    decisions = [postgres.decide(ACCOUNTS, account, lambda _: [deposit(account, 1)]) for _ in range(10)]
+    assert sorted(loaded.version for loaded in await asyncio.gather(*decisions)) == list(range(1, 11))
+    assert len(fake.requests) == 20
+    async with postgres._stream_calls._turn("accounts", str(account)):
+        with pytest.raises(DeadlinePassedError, match="others decided"), bind(RequestContext().within(0.01)):
+            await postgres.decide(ACCOUNTS, account, Withdrawal(account, 1))
 
 
 async def test_a_decision_that_always_loses_ends(

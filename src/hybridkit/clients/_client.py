@@ -1,6 +1,7 @@
 """The clients of the two data services: typed calls on resources, over HTTP."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, overload
 
 from pydantic import BaseModel
@@ -184,7 +185,7 @@ class PostgresDataClient(DataClient):
         """
         return await self._stream_calls.decide(stream, stream.check_id(id), decide, step=step)
 
-    @property
+    @cached_property
     def _stream_calls(self) -> StreamCalls:
         policy = self._policy
         return StreamCalls(self._send, seconds=policy.read_timeout_seconds + policy.write_timeout_seconds)

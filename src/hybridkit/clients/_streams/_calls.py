@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Final
 from urllib.parse import urlencode
+from weakref import WeakValueDictionary
 
 from pydantic import BaseModel, TypeAdapter
 
@@ -19,7 +21,7 @@ from hybridkit.codec import encode_json
 from hybridkit.context import bind, current
 from hybridkit.contract import MAX_STREAM_PAGE, AppendResult
 from hybridkit.contract._headers import IDEMPOTENCY_KEY_HEADER, quote_key
-from hybridkit.errors import NotFoundError, StaleVersionError
+from hybridkit.errors import DeadlinePassedError, NotFoundError, StaleVersionError
 from hybridkit.events import Event
 from hybridkit.observability import metrics
 from hybridkit.streams import Loaded, LogPage, RecordedEvent, Stream
@@ -51,6 +53,7 @@ class StreamCalls:
     def __init__(self, send: Callable[[Intent], Awaitable[Response]], *, seconds: float) -> None:
         self._send = send
         self._seconds = seconds
+        self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     def __repr__(self) -> str:
         return f"StreamCalls({self._seconds} s)"
@@ -59,22 +62,42 @@ class StreamCalls:
         self, stream: Stream[StateT], stream_id: str, *, at_version: int | None
     ) -> Loaded[StateT]:
         """Return the state of a stream, from its snapshot and the events behind it."""
-        loaded, _ = await self._load(stream, stream_id, at_version=at_version, write=None)
+        loaded, _ = await self._load(stream, stream_id, at_version=at_version)
         return loaded
 
     async def _load[StateT: BaseModel](
-        self, stream: Stream[StateT], stream_id: str, *, at_version: int | None, write: WriteStep | None
+        self,
+        stream: Stream[StateT],
+        stream_id: str,
+        *,
+        at_version: int | None = None,
+        write: WriteStep | None = None,
+        begin: Loaded[StateT] | None = None,
     ) -> tuple[Loaded[StateT], int | None]:
-        """Return the state, and the version that an earlier run of a write has reached, if there was one."""
-        is_cached = stream.snapshot_every is not None
-        state_version = stream.state_version if is_cached else None
-        page = await self._page(stream, stream_id, 0, at_version, state_version=state_version, write=write)
+        """Return the state, and the version that an earlier run of a write has reached, if there was one.
+
+        Args:
+            stream: the kind of stream.
+            stream_id: its id.
+            at_version: the version whose state to return; None for the last one.
+            write: the write that the state is for.
+            begin: the stream as it was read before, whose events needn't be read again.
+        """
+        is_cached = begin is None and stream.snapshot_every is not None
+        loaded = begin or Loaded(stream_id, stream.initial(), 0)
+        page = await self._page(
+            stream,
+            stream_id,
+            loaded.version,
+            at_version,
+            state_version=stream.state_version if is_cached else None,
+            write=write,
+        )
         done = page.done
         if at_version is not None and page.version < at_version:
             raise NotFoundError(
                 f"{stream.name} {stream_id} has {page.version} events, so there is no version {at_version}"
             )
-        loaded = Loaded(stream_id, stream.initial(), 0)
         if page.snapshot is not None:
             found = used_snapshot(stream, stream_id, page.snapshot)
             if found is None:  # its events are needed after all
@@ -134,7 +157,6 @@ class StreamCalls:
         self, stream: Stream[StateT], stream_id: str, decide: Decide[StateT], *, step: str | None
     ) -> Loaded[StateT]:
         """Load a stream, append what follows from its state, and do both again where another append came first."""
-        pauses = LOST_RACES.pauses()
         content = getattr(decide, "__code__", decide)
         with (
             bind(current().within(self._seconds)),
@@ -143,29 +165,56 @@ class StreamCalls:
                 f"decide {stream.name} {stream_id}", method="decide", step=step, content=content
             ) as write,
         ):
-            while True:
-                loaded, done = await self._load(stream, stream_id, at_version=None, write=write)
-                if done is not None:
-                    return await self.load(stream, stream_id, at_version=done)
-                events = list(decide(loaded.state))
-                if not events:
-                    return loaded
-                planned = plan_append(stream, loaded, events, id_of=write.id_of)
-                try:
-                    version = await self._append(stream, planned, write)
-                except StaleVersionError as stale:
-                    metrics.stream_conflicts.labels(stream.name).inc()
-                    pause_seconds = next(pauses, None)
-                    if pause_seconds is None:
-                        stale.add_note(f"given up after {LOST_RACES.attempts} tries")
-                        raise
-                    await asyncio.sleep(pause_seconds)
-                    continue
-                if (
-                    planned.after is None or version != planned.after.version
-                ):  # of an earlier try of the same write
-                    return await self.load(stream, stream_id, at_version=version)
-                return planned.after
+            async with self._turn(stream.name, stream_id):
+                return await self._decide(stream, stream_id, decide, write)
+
+    async def _decide[StateT: BaseModel](
+        self, stream: Stream[StateT], stream_id: str, decide: Decide[StateT], write: WriteStep
+    ) -> Loaded[StateT]:
+        pauses = LOST_RACES.pauses()
+        loaded: Loaded[StateT] | None = None
+        while True:
+            loaded, done = await self._load(stream, stream_id, write=write, begin=loaded)
+            if done is not None:
+                return await self.load(stream, stream_id, at_version=done)
+            events = list(decide(loaded.state))
+            if not events:
+                return loaded
+            planned = plan_append(stream, loaded, events, id_of=write.id_of)
+            try:
+                version = await self._append(stream, planned, write)
+            except StaleVersionError as stale:
+                metrics.stream_conflicts.labels(stream.name).inc()
+                pause_seconds = next(pauses, None)
+                if pause_seconds is None:
+                    stale.add_note(f"given up after {LOST_RACES.attempts} tries")
+                    raise
+                await asyncio.sleep(pause_seconds)
+                continue
+            after = planned.after
+            if after is None or version != after.version:  # of an earlier try of the same write
+                return await self.load(stream, stream_id, at_version=version)
+            return after
+
+    @asynccontextmanager
+    async def _turn(self, name: str, stream_id: str) -> AsyncGenerator[None]:
+        """Let one task of this process at a time decide on a stream; more would only overtake each other.
+
+        Raises:
+            DeadlinePassedError: the time was over while others decided.
+        """
+        turn = self._turns.setdefault((name, stream_id), asyncio.Lock())
+        try:
+            async with asyncio.timeout(current().remaining_seconds()):
+                await turn.acquire()
+        except TimeoutError:
+            raise DeadlinePassedError(
+                f"{name} {stream_id}: others decided on it until the deadline; nothing was appended"
+            ) from None
+        try:
+            yield
+        finally:
+            turn.release()
 
     async def _append[StateT: BaseModel](
         self, stream: Stream[StateT], planned: PlannedAppend[StateT], write: WriteStep
