@@ -1,12 +1,15 @@
 """The audit trail on real servers: what the trigger sees, its months and migration, and MongoDB's moving entries."""
 
 import asyncio
+import json
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from uuid import UUID
 
@@ -18,7 +21,9 @@ from sqlalchemy.dialects.postgresql import ARRAY, CHAR, INTERVAL, JSONB, REAL, T
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
+from typer.testing import CliRunner
 
+from hybridkit._cli._app import app as cli
 from hybridkit.clients import PostgresDataClient
 from hybridkit.codec import Timestamp
 from hybridkit.dataservice import (
@@ -501,6 +506,37 @@ async def test_a_service_without_revisions_installs_and_removes_them_itself(
             assert await database.fetchval(triggers) == 2
     async with served(postgres_url, PLAIN):
         assert await database.fetchval(triggers) == 0
+
+
+def test_the_command_line_makes_the_triggers(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`migrate` names and makes the triggers of a service without revisions; for others `revision` writes them."""
+    asyncio.run(create_tables(postgres_url))
+
+    def command(*arguments: str, url: str = postgres_url) -> Any:
+        done = CliRunner().invoke(cli, [*arguments, "--database-url", url])
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.output
+        return done
+
+    def declare(name: str, resource: Any, **options: Any) -> str:
+        module = ModuleType(name)
+        vars(module)["app"] = create_data_service(Settings, {resource: OddityTable}, **options)
+        monkeypatch.setitem(sys.modules, name, module)
+        return name
+
+    free = declare("audited_service", ODDITIES)
+    command("migrate", declare("plain_service", PLAIN))
+    checked = command("migrate", free, "--check", "--json")
+    assert (checked.exit_code, [each["kind"] for each in json.loads(checked.stdout)["pending"]]) == (
+        1,
+        ["trigger"],
+    )
+    assert '"odd things"' in command("migrate", free).output
+    assert "nothing is missing" in command("migrate", free, "--check").output
+    kept = declare("kept_service", PLAIN, migrations=tmp_path / "migrations")
+    written = Path(command("revision", kept, "-m", "no trail").output.strip())
+    assert "DROP TRIGGER" in written.read_text().partition("def downgrade")[0]
 
 
 # ── MongoDB ──────────────────────────────────────────────────────────────────────────────────────

@@ -21,8 +21,8 @@ class Pending:
     """A part of the schema that a database lacks.
 
     Attributes:
-        kind: `revision` or `index`.
-        name: the revision, or the collection and the index.
+        kind: `revision`, `index`, or `trigger` for a table of a service without revisions.
+        name: the revision, the collection and the index, or the table.
         purpose: the first line of the revision's docstring; empty for an index.
     """
 
@@ -43,7 +43,7 @@ def is_mongo(declared: DataServiceDeclaration) -> bool:
 
 
 async def pending_in(declared: DataServiceDeclaration, url: str) -> Sequence[Pending]:
-    """Return the revisions or indexes that the database lacks, in the order in which they are made.
+    """Return the revisions, triggers or indexes that the database lacks, in the order in which they are made.
 
     Raises:
         UnavailableError: the database does not answer.
@@ -53,10 +53,17 @@ async def pending_in(declared: DataServiceDeclaration, url: str) -> Sequence[Pen
 
         indexes = await missing_indexes(url, _collections(declared))
         return [Pending("index", f"{collection}.{name}") for collection, name in indexes]
-    from hybridkit.dataservice._postgres._schema import pending_revisions  # noqa: PLC0415 - an extra of its own
+    from hybridkit.dataservice._postgres._schema import (  # noqa: PLC0415 - an extra of its own
+        pending_revisions,
+        pending_triggers,
+    )
 
     revisions = await pending_revisions(url, migrations=declared.migrations)
-    return [Pending("revision", name, purpose) for name, purpose in revisions]
+    pending = [Pending("revision", name, purpose) for name, purpose in revisions]
+    if declared.migrations is None:
+        tables = await pending_triggers(url, tables=cast("Mapping[Any, Any]", declared.tables))
+        pending += [Pending("trigger", name, "the audit trail") for name in tables]
+    return pending
 
 
 async def migrate_to(declared: DataServiceDeclaration, url: str, *, wait_seconds: float) -> None:

@@ -29,6 +29,7 @@ from sqlalchemy.pool import NullPool
 from hybridkit.dataservice._postgres._audit._triggers import (
     AuditTrigger,
     add_trigger_changes,
+    differing_tables,
     install,
     triggers_of,
 )
@@ -274,6 +275,12 @@ async def pending_revisions(url: str, *, migrations: Path | str | None) -> Seque
 
     async with migrating_connection(url) as connection:
         return await connection.run_sync(pending)
+
+
+async def pending_triggers(url: str, *, tables: "Mapping[AnyResource, type[RecordColumns]]") -> Sequence[str]:
+    """Return the tables whose triggers `migrate` would change, for a service without revisions of its own."""
+    async with migrating_connection(url) as connection:
+        return await connection.run_sync(differing_tables, triggers_of(tables))
 
 
 async def pending_statements(url: str, *, migrations: Path | str | None) -> str:

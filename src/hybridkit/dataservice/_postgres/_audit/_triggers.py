@@ -109,14 +109,22 @@ def unaudited_reason(tables: Sequence[str]) -> str:
     )
 
 
+def differing_tables(connection: Connection, triggers: Sequence[AuditTrigger]) -> Sequence[str]:
+    """Return the tables that have other triggers than their declarations want; one that isn't there is left out."""
+    return [trigger.source for trigger in _differing(connection, triggers)]
+
+
 def install(connection: Connection, triggers: Sequence[AuditTrigger]) -> None:
     """Give tables the triggers that their declarations want; a table that isn't there yet is left out."""
+    for trigger in _differing(connection, triggers):
+        for statement in (*trigger.removal, *trigger.installation):
+            connection.exec_driver_sql(statement)
+
+
+def _differing(connection: Connection, triggers: Sequence[AuditTrigger]) -> Sequence[AuditTrigger]:
     there = set(connection.execute(_TABLES, {"sources": [each.source for each in triggers]}).scalars())
     found = _found(connection, triggers)
-    for trigger in triggers:
-        if trigger.source in there and trigger.differs(found[trigger.source]):
-            for statement in (*trigger.removal, *trigger.installation):
-                connection.exec_driver_sql(statement)
+    return [each for each in triggers if each.source in there and each.differs(found[each.source])]
 
 
 def add_trigger_changes(
