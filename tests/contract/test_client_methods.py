@@ -16,8 +16,10 @@ from hybridkit.dataservice import CallContext
 from hybridkit.errors import (
     InvalidQueryError,
     InvalidRequestError,
+    MisuseError,
     NotFoundError,
     PayloadTooLargeError,
+    RequirementNotMetError,
     ResponseError,
     StaleVersionError,
     TransactionsUnavailableError,
@@ -241,6 +243,38 @@ async def test_batches(client: AnyClient, service: FakeDataService) -> None:
         "batch_delete",
         "batch_get",
     ]
+
+
+async def test_a_single_update_adds_and_requires_as_a_transaction_does(client: AnyClient) -> None:
+    """It returns the record, is done once in a claim, and says when the requirement does not hold."""
+    [item] = await make(client, 1)
+    price = Decimal("0.10")
+    changed = await client.update(
+        ITEMS, item, ItemChanges(name="pen"), increment={"price": price, "quantity": 2}
+    )
+    assert (changed.name, changed.price, changed.quantity) == ("pen", item.price + price, item.quantity + 2)
+    enough = ITEMS["quantity"] >= 1000
+    with pytest.raises(RequirementNotMetError):
+        await client.update(ITEMS, item.id, increment={"quantity": -1000}, require=enough)
+    with pytest.raises(RequirementNotMetError):
+        await client.update(ITEMS, item.id, ItemChanges(name="rich"), require=enough)
+    with pytest.raises(StaleVersionError):
+        await client.update(ITEMS, item, increment={"quantity": 1})
+    for _ in range(2):
+        with bind(RequestContext(claim=Claim("items:one_more:7"))):
+            await client.update(ITEMS, item.id, increment={"quantity": 1})
+    assert (await client.get(ITEMS, item.id)).quantity == changed.quantity + 1
+    with pytest.raises(MisuseError, match="changes, or something to add"):
+        await client.update(ITEMS, item.id)
+
+
+async def test_a_single_upsert_counts(client: AnyClient) -> None:
+    """A new record begins with the data and the increment; one that is there keeps its other fields."""
+    for quantity, name in ((11, "first"), (12, "first")):
+        counted = await client.upsert(
+            ITEMS, UNKNOWN, NewItem(name=f"{name}", quantity=10), increment={"quantity": 1}
+        )
+        assert (counted.quantity, counted.name) == (quantity, "first")
 
 
 async def test_a_batch_happens_as_a_whole(client: AnyClient) -> None:

@@ -158,9 +158,12 @@ async def test_what_an_older_release_let_in_and_no_message_carries_is_parked(
     ],
 )
 async def test_what_can_never_be_published_is_parked_and_blocks_nobody(
-    outbox: MemoryOutbox, publisher: MemoryPublisher, error: Exception
+    outbox: MemoryOutbox, publisher: MemoryPublisher, error: Exception, logs: list[Any]
 ) -> None:
-    """The next event of its key is published, and the row keeps the error as its reason."""
+    """The next event of its key is published, the row keeps the error as its reason, and the log says what to do.
+
+    What no queue wants yet is a warning, as the consumer may be deployed later; what can't be sent at all is an error.
+    """
     first, second = outbox.add("a"), outbox.add("a")
     publisher.errors[first.event_id] = [error]
     async with Relay(outbox, publisher):
@@ -168,6 +171,10 @@ async def test_what_can_never_be_published_is_parked_and_blocks_nobody(
         await until(lambda: metrics.outbox_parked._value.get() == 1)
     assert outbox.published == [second.sequence]
     assert str(error) in outbox.parked[first.sequence]
+    [told] = [line for line in logs if line["event"] == "an event can't be published and is parked"]
+    unwanted = isinstance(error, UnroutableError)
+    assert told["log_level"] == ("warning" if unwanted else "error")
+    assert ("hybridkit outbox retry" if unwanted else "hybridkit outbox list") in told["remedy"]
 
 
 async def test_without_a_broker_everything_waits(outbox: MemoryOutbox, publisher: MemoryPublisher) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
+from decimal import Decimal
 from itertools import batched
 from typing import Any, Self
 from uuid import UUID
@@ -39,8 +40,8 @@ from hybridkit.context import bind, current
 from hybridkit.contract import MAX_BATCH, MAX_BODY_BYTES, Transaction, TransactionResult
 from hybridkit.contract._erasure import Forgotten
 from hybridkit.contract._fields import parse_id
-from hybridkit.errors import AnswerTooLargeError, InvalidRequestError, NotFoundError
-from hybridkit.resources import AUDIT, AuditEntry, Call, Record, Resource
+from hybridkit.errors import AnswerTooLargeError, InvalidRequestError, MisuseError, NotFoundError
+from hybridkit.resources import AUDIT, AuditEntry, Call, Filter, Record, Resource
 from hybridkit.resources._resource import AnyResource
 
 
@@ -229,25 +230,39 @@ class DataClient(BaseClient):
         self,
         resource: Resource[RecordT, Any, UpdateT],
         record_or_id: RecordT | RecordId,
-        changes: UpdateT,
+        changes: UpdateT | None = None,
         *,
+        increment: Mapping[str, int | float | Decimal] | None = None,
+        require: Filter | None = None,
         step: str | None = None,
     ) -> RecordT:
-        """Set the fields that are set in `changes` (None included); the others stay as they are.
+        """Set the fields that are set in `changes` (None included), or add to them; the others stay as they are.
 
         Args:
             resource: the kind of record.
             record_or_id: a record is changed only if it is still in the state in which it was read; an id alone means
                 any state.
             changes: the fields to set.
+            increment: numbers to add, as for `update` of a transaction, which this write then is.
+            require: a condition that has to hold before the change, as there.
             step: as for `create`.
 
         Raises:
             NotFoundError: there is no such record.
             StaleVersionError: the record has changed since it was read; `modify` reads it again.
+            RequirementNotMetError: the record is not as `require` demands.
             PreconditionRequiredError: the resource wants the record, not its id alone.
             InvalidRequestError: the changes don't fit.
         """
+        if increment or require is not None:
+            tx = self._begin_transaction("read_committed", dry_run=False, minimal=False, step=step)
+            async with tx:
+                changed = tx.update(resource, record_or_id, changes, increment=increment, require=require)
+            return changed.result
+        if changes is None:
+            raise MisuseError(
+                "an update has changes, or something to add: update(..., changes, increment=...)"
+            )
         target = target_of(resource, record_or_id)
         name = f"update {resource.name} {target.id}"
         write = begin_write(name, method="update", step=step, content=(target, changes))
@@ -309,20 +324,30 @@ class DataClient(BaseClient):
         id: RecordId,
         data: CreateT,
         *,
+        increment: Mapping[str, int | float | Decimal] | None = None,
         step: str | None = None,
     ) -> RecordT:
         """Create the record with that id, or replace all its fields where it is there already.
+
+        With `increment` a record that is there is only added to, and a new one begins with the data.
 
         Args:
             resource: the kind of record.
             id: its id.
             data: its fields; those that aren't set get their defaults.
+            increment: numbers to add, as for `upsert` of a transaction, which this write then is.
             step: as for `create`.
 
         Raises:
             UniqueViolationError: another record has a value that only one may have.
             InvalidRequestError: the data doesn't fit.
         """
+        if increment:
+            async with self._begin_transaction(
+                "read_committed", dry_run=False, minimal=False, step=step
+            ) as tx:
+                written = tx.upsert(resource, id, data, increment=increment)
+            return written.result
         parsed = parse_id(resource, id)
         name = f"upsert {resource.name} {parsed}"
         write = begin_write(name, method="upsert", step=step, content=data)

@@ -50,6 +50,12 @@ MAX_ROWS: Final = 100
 MAX_BUSY_KEYS: Final = 200
 MAX_LOGGED_CHARS: Final = 255
 
+_START_CONSUMER: Final = (
+    "start the service that consumes it, whose queue binds to it, then send it again: hybridkit outbox retry"
+)
+_CORRECT_EVENT: Final = (
+    "the service that emits it makes what can't be sent; look at it by: hybridkit outbox list"
+)
 _NOTHING: Final = Backlog(waiting=0, parked=0, lag_seconds=0.0)
 _BACKOFF: Final = Retry.exponential(first_seconds=0.5, cap_seconds=30.0, attempts=UNLIMITED)
 _log = get_logger("hybridkit.relay")
@@ -270,12 +276,17 @@ class Relay:
 
     def _park(self, row: WaitingRow, error: HybridkitError) -> None:
         self._parked.append(ParkedRow(row, f"{error.code}: {error}"))
-        _log.error(
+        is_unwanted = isinstance(
+            error, UnroutableError
+        )  # the order of a deploy, most often, and nothing is lost
+        report = _log.warning if is_unwanted else _log.error
+        report(
             "an event can't be published and is parked",
             event_type=row.event_type,
             event_id=str(row.event_id),
             request_id=row.request_id[:MAX_LOGGED_CHARS],
             reason=str(error),
+            remedy=_START_CONSUMER if is_unwanted else _CORRECT_EVENT,
         )
 
     async def _mark(self) -> None:
