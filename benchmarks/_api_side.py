@@ -1,11 +1,13 @@
 """One side of `benchmarks.adapters`, a process of its own: a trivial route, called as an ASGI application.
 
     python -m benchmarks._api_side bare
+    python -m benchmarks._api_side limited --in-flight 50
 
 It prints the microseconds of CPU time per request, its threads included, the median of many rounds.
 """
 
 import argparse
+import asyncio
 import os
 import statistics
 import sys
@@ -88,8 +90,8 @@ def secured(*, is_limited: bool) -> AbstractAsyncContextManager[FastAPI]:
         tokens = AccessTokens(issuer="benchmark", audience="benchmark", keys=KeyRing.generated())
         app = create_app(RedisSettings, title="Benchmark", security=Security(tokens))
         rate = Rate.parse("10000/s", burst=100_000)
-        limits = [rate_limited("mine", per_caller=rate), rate_limited("all", in_total=rate)]
-        with_route(app, require(scope="items:read"), *(limits if is_limited else ()))
+        limits = [rate_limited("items", per_caller=rate, in_total=rate)] if is_limited else []
+        with_route(app, require(scope="items:read"), *limits)
         token = tokens.issue("ann", scopes=["items:read"]).encode()
         SCOPE["headers"].append((b"authorization", b"Bearer " + token))
         async with app.router.lifespan_context(app):
@@ -116,13 +118,13 @@ SIDES: Final[dict[str, Callable[[], AbstractAsyncContextManager[FastAPI]]]] = {
 }
 
 
-async def microseconds(app: FastAPI) -> float:
-    """Return the CPU time of one request."""
-    found = [await _round(app) for _ in range(ROUNDS + 1)]
+async def microseconds(app: FastAPI, in_flight: int) -> float:
+    """Return the CPU time of one request, of so many at a time."""
+    found = [await _round(app, in_flight) for _ in range(ROUNDS + 1)]
     return statistics.median(found[1:])  # the first one warms up
 
 
-async def _round(app: FastAPI) -> float:
+async def _round(app: FastAPI, in_flight: int) -> float:
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": b"", "more_body": False}
 
@@ -132,23 +134,27 @@ async def _round(app: FastAPI) -> float:
         nonlocal answered
         answered += message.get("status", 0) == 200
 
+    async def ask(requests: int) -> None:
+        for _ in range(requests):
+            await app({**SCOPE}, receive, send)
+
     began = time.process_time()
-    for _ in range(REQUESTS):
-        await app({**SCOPE}, receive, send)
+    await asyncio.gather(*(ask(REQUESTS // in_flight) for _ in range(in_flight)))
     took = time.process_time() - began
     assert answered == REQUESTS
     return took / REQUESTS * 1e6
 
 
-async def _measure(side: str) -> float:
+async def _measure(side: str, in_flight: int) -> float:
     async with SIDES[side]() as app:
-        return await microseconds(app)
+        return await microseconds(app, in_flight)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="benchmarks._api_side", description=__doc__)
     parser.add_argument("side", choices=SIDES)
-    chosen = parser.parse_args().side
+    parser.add_argument("--in-flight", type=int, default=1, help="how many requests at a time")
+    chosen = parser.parse_args()
     result = sys.stderr
     sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # for the process's life
-    print(uvloop.run(_measure(chosen)), file=result)
+    print(uvloop.run(_measure(chosen.side, chosen.in_flight)), file=result)

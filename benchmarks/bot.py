@@ -1,4 +1,4 @@
-"""The CPU time that an update costs through the adapter for Aiogram, beside Aiogram's own polling; and the start-up.
+"""The CPU time that an update costs through the adapter for Aiogram, beside Aiogram's own polling.
 
 Both sides are processes of their own on uvloop, take turns, poll the same fake Telegram, another process, and have a
 handler that does nothing. Ours claims each update in Redis, so that it runs once, takes the turn of its chat and reads
@@ -6,7 +6,6 @@ the chat's state there; Aiogram's own polling promises none of that and keeps st
 """
 
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,14 +22,11 @@ TOKEN = "4242:fake-telegram-token"  # noqa: S105  # of the fake
 UPDATES = 600
 CHATS = 100
 ROUNDS = 5
-START_RUNS = 5
-START_LIMIT_SECONDS = 1.5
 UPDATE_GOAL = 1 / 1.5
 
 
 def measure() -> Iterator[Result]:
     """All results, one after the other."""
-    yield start_up()
     with LocalServers() as servers, _fake_telegram() as telegram_url:
         environment = {
             **os.environ,
@@ -55,25 +51,6 @@ def measure() -> Iterator[Result]:
         peer_name="aiogram",
         unit="us",
         goal=UPDATE_GOAL,
-    )
-
-
-def start_up() -> Result:
-    """Import what a bot needs in a new interpreter, user and system CPU time."""
-    seconds: list[float] = []
-    for _ in range(START_RUNS):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        code = "import hybridkit.adapters.aiogram, hybridkit.settings"
-        subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603 - our own interpreter
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return Result(
-        name="import of a bot",
-        ours=statistics.median(seconds),
-        peer=START_LIMIT_SECONDS,
-        peer_name="limit",
-        unit="s",
-        goal=1.0,
     )
 
 
