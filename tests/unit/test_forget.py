@@ -2,26 +2,37 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING
+from typing import Annotated
 
 import pytest
+from pydantic import BaseModel
 
 from hybridkit.clients import PostgresDataClient
 from hybridkit.codec import encode_json
 from hybridkit.dataservice import Grant
 from hybridkit.dataservice._http._callers import Callers
+from hybridkit.dataservice._http._streams._erasure_route import ErasureRoute
 from hybridkit.errors import AccessDeniedError, InvalidRequestError
 from hybridkit.ids import new_id
-from hybridkit.resources import AUDIT
+from hybridkit.resources import AUDIT, Record, Resource
 from hybridkit.sagas import SAGAS
 from hybridkit.streams import Personal
 from hybridkit.testing import FakeDataService
 from tests.helpers.people import CANARY, ORDERS, OTHER, PEOPLE, SAGA_DATA, USERS, write_everywhere
 
-if TYPE_CHECKING:
-    from pydantic import BaseModel
-
 PERSON, SOMEBODY = new_id(), new_id()
+
+
+class PetFields(BaseModel):
+    owner: str
+    name: str | None = None
+
+
+class Pet(PetFields, Record[str]):
+    name: Annotated[str | None, Personal("owner")] = None
+
+
+PETS = Resource("pets", record=Pet, create=PetFields, update=PetFields)
 
 
 @pytest.fixture
@@ -148,6 +159,15 @@ async def test_it_needs_a_grant_of_its_own(client: PostgresDataClient, fake: Fak
     assert (await client.forget("user_id", PERSON)).announced
 
 
+async def test_a_service_without_sagas_and_streams_of_people_has_fewer_steps() -> None:
+    """Only what the service has, and marks with this kind of id, is worked through."""
+    async with FakeDataService([USERS, PETS]).postgres_client(service="admin_service") as client:
+        await client.create(PETS, PetFields(owner="o1", name=CANARY), id="p1")
+        assert (await client.forget("owner", "o1")).rows == {"pets": 1}
+        assert (await client.get(PETS, "p1")).name is None
+
+
 def test_a_mark_has_a_readable_form() -> None:
     """A mark in an error message says what it marks."""
+    assert repr(ErasureRoute([], [], {})) == "ErasureRoute([])"
     assert repr(Personal("user_id", field="id")) == "Personal(subject='user_id', field='id', formerly=())"

@@ -4,8 +4,12 @@ from typing import Annotated, Any
 
 import pytest
 from pydantic import BaseModel, Field
+from sqlalchemy import Text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from hybridkit._personal import Personal, PersonalField, personal_fields
+from hybridkit.dataservice import RecordColumns
+from hybridkit.dataservice._postgres._table import ResourceTable
 from hybridkit.errors import DeclarationError
 from hybridkit.events import Event
 from hybridkit.resources import Record, Resource
@@ -98,6 +102,27 @@ def test_events_and_records_are_checked_at_declaration() -> None:
 
     with pytest.raises(DeclarationError, match="nullable"):
         Resource("guests", record=Guest, create=NewGuest, update=NewGuest)
+
+
+def test_a_column_that_can_not_be_erased_is_refused() -> None:
+    """A column that may not be null can't hold what an erased field becomes, which the start says."""
+
+    class NewGuest(BaseModel):
+        email: str | None = None
+
+    class Guest(NewGuest, Record[str]):
+        email: Annotated[str | None, Personal("user_id", field="id")] = None
+
+    class Base(DeclarativeBase):
+        pass
+
+    class GuestTable(RecordColumns, Base):
+        __tablename__ = "guests"
+        id: Mapped[str] = mapped_column(Text, primary_key=True)
+        email: Mapped[str]
+
+    with pytest.raises(DeclarationError, match="NOT NULL"):
+        ResourceTable(Resource("guests", record=Guest, create=NewGuest, update=NewGuest), GuestTable)
 
 
 def test_the_key_of_an_event_is_not_personal() -> None:

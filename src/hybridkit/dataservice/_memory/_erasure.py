@@ -36,7 +36,7 @@ def erase(
                 for record_id, row in table.rows.items()
             }
             return Erased({table.resource.name: _change(table, changes, dry_run=dry_run)})
-        case StreamStep():
+        case _:
             return _erase_events(streams, step, person, dry_run=dry_run)
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import ARRAY, ColumnElement, Enum, Row, Text, inspect, true, typ
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import DOMAIN
 
+from hybridkit._personal import personal_fields
 from hybridkit.dataservice._postgres._columns import RecordColumns
 from hybridkit.dataservice._postgres._types._column_fit import unfit_reason
 from hybridkit.dataservice._postgres._types._parameters import (
@@ -63,6 +64,12 @@ class ResourceTable:
         reasons = [unfit_reason(resource.record, name, self[name].type) for name in self.fields]
         if unfit := [each for each in reasons if each is not None]:
             raise DeclarationError(f"{mapped.__name__} for {resource.record.__name__}: {'; '.join(unfit)}")
+        for field in personal_fields(resource.record):
+            if field.blank is None and not self[field.name].nullable:
+                raise DeclarationError(
+                    f"{mapped.__name__}.{field.name} is NOT NULL, and becomes null when its person is forgotten; make"
+                    " it nullable, or give the field a default to be erased to"
+                )
         if resource.soft_delete and "deleted_at" not in self._columns:
             raise DeclarationError(
                 f"{mapped.__name__} has no column deleted_at; where {resource.name} is declared with soft_delete,"

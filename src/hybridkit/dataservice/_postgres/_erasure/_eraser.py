@@ -8,7 +8,7 @@ from hybridkit.dataservice._postgres._erasure._records import erase_records
 from hybridkit.dataservice._postgres._erasure._sagas import erase_sagas
 from hybridkit.dataservice._postgres._streams._table import StreamTable
 from hybridkit.dataservice._postgres._table import ResourceTable
-from hybridkit.dataservice._store._erasure import Erased, ErasureStep, RecordStep, SagaStep, StreamStep
+from hybridkit.dataservice._store._erasure import Erased, ErasureStep, RecordStep, StreamStep
 from hybridkit.sagas import SAGAS
 
 
@@ -41,6 +41,6 @@ class Eraser:
                 case StreamStep():
                     stream = self._streams[step.stream.name]
                     return await erase_events(session, stream, step, person, after=after, dry_run=dry_run)
-                case SagaStep():
+                case _:
                     saga = self._tables[SAGAS.name]
                     return await erase_sagas(session, saga, step, person, after=after, dry_run=dry_run)
