@@ -1,5 +1,6 @@
 """The marks of personal data, and their check at declaration."""
 
+from enum import StrEnum
 from typing import Annotated, Any
 
 import pytest
@@ -13,6 +14,7 @@ from hybridkit.dataservice._postgres._table import ResourceTable
 from hybridkit.errors import DeclarationError
 from hybridkit.events import Event
 from hybridkit.resources import Record, Resource
+from hybridkit.sagas import Saga
 
 type Marked = Annotated[str, Personal("user_id")]
 type Email = Annotated[str | None, Personal("user_id")]
@@ -102,6 +104,21 @@ def test_events_and_records_are_checked_at_declaration() -> None:
 
     with pytest.raises(DeclarationError, match="nullable"):
         Resource("guests", record=Guest, create=NewGuest, update=NewGuest)
+
+
+class Wait(StrEnum):
+    REPLY = "reply"
+
+
+def test_the_data_of_a_saga_is_checked_at_declaration() -> None:
+    """A mark in a saga's memory that could not be erased is refused where the saga is declared."""
+
+    class Data(BaseModel):
+        user_id: str
+        email: Annotated[str, Personal("user_id")]
+
+    with pytest.raises(DeclarationError, match="nullable"):
+        Saga("personal_test.invite", data=Data, states=Wait, key="user_id")
 
 
 def test_a_column_that_can_not_be_erased_is_refused() -> None:

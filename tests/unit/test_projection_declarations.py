@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from hybridkit.clients import PostgresDataClient
 from hybridkit.clients._projections._follower import Follower
 from hybridkit.clients._projections._runner import ProjectionRunner, log_reader
+from hybridkit.codec import now
 from hybridkit.errors import DeclarationError, InvalidRequestError
 from hybridkit.events import Event
 from hybridkit.streams import Changes, Projection, ProjectionRow, SkippedEvent, Stream
@@ -105,7 +106,7 @@ def test_a_projection_skips_a_bounded_number_of_events() -> None:
         error="",
         by="ann",
         note="",
-        at="2026-01-01T00:00:00Z",  # type: ignore[arg-type]
+        at=now(),
     )
     full = row(status="failed", failed_position="p", skipped=[entry] * MAX_SKIPPED)
     with pytest.raises(InvalidRequestError, match="fill another version"):

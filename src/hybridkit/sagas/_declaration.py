@@ -9,6 +9,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, TypeAdapter
 
+from hybridkit._personal import personal_fields
 from hybridkit.clients import MongoDataClient, PostgresDataClient
 from hybridkit.errors import DeclarationError, MalformedPayloadError, UnavailableError
 from hybridkit.events import Command, Event, Message
@@ -30,7 +31,7 @@ class SagaDeclaration[DataT: BaseModel]:
 
     Args:
         name: the name of its queue, in snake_case with dots: `worker_service.place_order`.
-        data: the model of what an instance remembers.
+        data: the model of what an instance remembers; `Personal` marks what is erased with a person.
         states: the states, each named for what is waited for.
         key: the field that all its events have, whose value tells the instances apart. A value is used once: a new run
             needs a new one.
@@ -73,6 +74,7 @@ class SagaDeclaration[DataT: BaseModel]:
             raise DeclarationError(f"{name}: version is at least 1, not {version}")
         if not list(states):
             raise DeclarationError(f"{name}: {states.__name__} has no states")
+        personal_fields(data)
         self.name = name
         self.data = data
         self.states = states
