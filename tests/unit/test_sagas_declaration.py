@@ -79,6 +79,7 @@ class NoStates(StrEnum):
         ({"name": "a" * 101}, "at most 100"),
         ({"deadline": timedelta(0)}, "deadline"),
         ({"deadline": timedelta(days=367)}, "366 days"),
+        ({"keep": timedelta(minutes=1)}, "for an hour at least"),
         ({"version": 0}, "version is at least 1"),
         ({"states": NoStates}, "has no states"),
         ({"undone_by": (Keyless,)}, "no field 'thing_id'"),

@@ -38,6 +38,7 @@ class SagaDeclaration[DataT: BaseModel]:
         deadline: how long the whole may take before it fails; None for no limit besides those of the waits.
         version: the version of `data`, raised when its shape changes; see `upcast`.
         undone_by: the events that confirm an undo. The queue gets them, and `saga.send(..., undone_by=...)` names one.
+        keep: how long the rows of those that have ended are kept, at least an hour; one with an error stays.
         client: the data service with the rows, and with the resources that its handlers write to by `saga.tx`.
         concurrency: the number of messages that a process works on at the same time.
         timeout_seconds: the time that one message may take.
@@ -57,6 +58,7 @@ class SagaDeclaration[DataT: BaseModel]:
         deadline: timedelta | None = None,
         version: int = 1,
         undone_by: Iterable[type[Event]] = (),
+        keep: timedelta = timedelta(days=30),
         client: type[PostgresDataClient] | type[MongoDataClient] = PostgresDataClient,
         concurrency: int = 16,
         timeout_seconds: float = 60.0,
@@ -70,6 +72,10 @@ class SagaDeclaration[DataT: BaseModel]:
             raise DeclarationError(
                 f"{name}: the deadline is more than 0 and at most 366 days, not {deadline}"
             )
+        if keep < timedelta(hours=1):
+            raise DeclarationError(
+                f"{name}: ended rows are kept for an hour at least, not {keep}: messages come late"
+            )
         if version < 1:
             raise DeclarationError(f"{name}: version is at least 1, not {version}")
         if not list(states):
@@ -81,6 +87,7 @@ class SagaDeclaration[DataT: BaseModel]:
         self.key = key
         self.deadline = deadline
         self.version = version
+        self.keep = keep
         self.client = client
         self.concurrency = concurrency
         self.timeout_seconds = timeout_seconds

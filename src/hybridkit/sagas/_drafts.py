@@ -281,12 +281,12 @@ class Draft:
     def _put(
         self, message: Message, *, not_before: datetime | None = None, reports_failure: bool = False
     ) -> UUID:
-        if not message.is_identified:
-            kind = message.message_type
-            message.identify_as(self._cause.id_of(f"{kind}#{self._counts[kind]}"), self._cause.at)
-            self._counts[kind] += 1
-        self.messages.append(OutgoingMessage(message, not_before, reports_failure))
-        return message.event_id
+        # A copy, which has no identity yet: one object that two sagas send, or two handlers, is two messages.
+        made, kind = message.model_copy(), message.message_type
+        made.identify_as(self._cause.id_of(f"{kind}#{self._counts[kind]}"), self._cause.at)
+        self._counts[kind] += 1
+        self.messages.append(OutgoingMessage(made, not_before, reports_failure))
+        return made.event_id
 
     def finish(self) -> NewSaga:
         """Write the move into the history, and return the row.

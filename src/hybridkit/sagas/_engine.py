@@ -187,8 +187,10 @@ class Delivery:
         )
 
     async def read(self) -> StoredRow:
-        """Read the row."""
-        return StoredRow(self.stored.id, await self._client.get_or_none(SAGAS, self.stored.id))
+        """Read the row; that of another saga, which only a wrong timer or order can name, is none of ours."""
+        record = await self._client.get_or_none(SAGAS, self.stored.id)
+        is_ours = record is not None and record.saga == self._saga.name
+        return StoredRow(self.stored.id, record if is_ours else None)
 
     async def attempt(self, stored: StoredRow) -> None:
         """Decide what the message means for the row, and do it.

@@ -322,7 +322,7 @@ class Run[DataT: BaseModel]:
                 f"{self._row.saga}: the handler of {self.event.message_type} has to call one of"
                 " wait, stay, done and fail"
             )
-        return self._outcome, self.data.model_dump(mode="json")
+        return self._outcome, self.data.model_dump(mode="json", by_alias=True)
 
 
 def _result_adapter(function: Callable[..., object]) -> TypeAdapter[Any]:

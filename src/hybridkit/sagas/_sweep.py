@@ -4,12 +4,13 @@ A queue that was purged, a parked or a redriven timer then costs minutes, never 
 """
 
 import asyncio
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 from hybridkit.clients import Find
 from hybridkit.codec import now
-from hybridkit.errors import HybridkitError
+from hybridkit.errors import HybridkitError, NotFoundError, StaleVersionError
 from hybridkit.ids import derived_id
 from hybridkit.messaging import RobustPublisher
 from hybridkit.observability import get_logger, metrics
@@ -25,6 +26,8 @@ OVERDUE: Final = timedelta(seconds=90)
 SLOT_SECONDS: Final = 300
 """The replicas send one timer for a wait in each such time: its id is the same, so the guard lets one of them run."""
 PAGE_SIZE: Final = 100
+MAX_FORGOTTEN: Final = 1_000
+"""The most rows that one look deletes."""
 MAX_TIMERS: Final = 10_000
 """The most timers that one look sends; the next look sends the others."""
 
@@ -54,8 +57,11 @@ class Sweep:
             try:
                 await self.look()
                 await self.measure()
+                await self.forget()
             except HybridkitError as error:
                 _log.warning("lost timers not looked for", saga=self._saga.name, error=str(error))
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next minute looks again
+                _log.error("lost timers not looked for", saga=self._saga.name, exc_info=error)
             await asyncio.sleep(SWEEP_SECONDS)
 
     async def look(self) -> int:
@@ -97,6 +103,17 @@ class Sweep:
         oldest = await self._find(LIVE).order_by("created_at").first()
         age = timedelta(0) if oldest is None else moment - oldest.created_at
         metrics.saga_oldest.labels(name).set(max(age.total_seconds(), 0.0))
+
+    async def forget(self) -> int:
+        """Delete the rows of sagas that ended long ago, and return their number; one with an error stays."""
+        ended = [status for status in SagaStatus if status.has_ended]
+        long_ago = SAGAS["ended_at"] < now() - self._saga.keep
+        found = self._find(SAGAS["status"].in_(ended), long_ago, SAGAS["error"].is_null())
+        page = await found.page_size(MAX_FORGOTTEN).page()
+        for record in page.items:
+            with suppress(NotFoundError, StaleVersionError):  # another replica was faster
+                await self._client.delete(SAGAS, record)
+        return len(page.items)
 
     def _find(self, *conditions: Filter) -> Find[SagaRecord]:
         return self._client.find(SAGAS).where(SAGAS["saga"] == self._saga.name, *conditions)
