@@ -356,8 +356,11 @@ async def test_on_this_machine_the_cookie_needs_no_tls(browser: Browsers, host: 
     assert (await ada.get("/me", headers={"cookie": given})).status_code == 200
 
 
-async def test_elsewhere_and_in_production_it_does(redis_url: str, browser: Browsers) -> None:
+async def test_elsewhere_and_in_production_it_does(
+    redis_url: str, browser: Browsers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another host over plain HTTP, and production on any host, get the cookie that only travels with TLS."""
+    monkeypatch.setattr("hybridkit.adapters._running.UNREADY_SECONDS", 0.0)
     answer = await browser("http://shop.test").post("/login")
     assert answer.headers["set-cookie"].startswith(f"{COOKIE}=")
     async with running(redis_url, environment="production") as strict:

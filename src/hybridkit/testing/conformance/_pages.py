@@ -34,18 +34,14 @@ ORDERS: Final[tuple[tuple[tuple[str, str], ...], ...]] = (
 class PagesConformance:
     """Tests of reading more than one record."""
 
-    @pytest.mark.parametrize(
-        "order", ORDERS, ids=lambda order: ",".join(f"{n}.{d}" for n, d in order) or "id"
-    )
-    async def test_pages_join_to_the_whole(
-        self, service: ServiceUnderTest, order: Sequence[tuple[str, str]]
-    ) -> None:
+    async def test_pages_join_to_the_whole(self, service: ServiceUnderTest) -> None:
         """In any order, with ties and with no value, no record is skipped or seen twice."""
         made = await _fill(service)
-        expected = _sorted(made, order)
-        for page_size in (1, 4, 100):
-            seen = await _walk(service, page_size, [list(pair) for pair in order])
-            assert [item["id"] for item in seen] == [item["id"] for item in expected], page_size
+        for order in ORDERS:
+            expected = _sorted(made, order)
+            for page_size in (1, 4, 100):
+                seen = await _walk(service, page_size, [list(pair) for pair in order])
+                assert [item["id"] for item in seen] == [item["id"] for item in expected], (order, page_size)
 
     async def test_what_is_inserted_meanwhile_disturbs_nothing(self, service: ServiceUnderTest) -> None:
         """Every record that was there at the start is seen once."""
