@@ -13,11 +13,13 @@ from hybridkit.coordination import Redis, connect_redis
 from hybridkit.errors import DeclarationError, RejectedError, UnavailableError
 from hybridkit.jobs import JobRunner, Jobs, Slot, _execution, _records, _runner
 from hybridkit.jobs._records import JobRecord
-from hybridkit.observability import metrics
+from hybridkit.observability import configure_error_reports, metrics
 from hybridkit.retry import Retry
+from hybridkit.settings import SecretUrl, ServiceSettings
 from hybridkit.testing import FaultProxy
 from tests.helpers import until
 from tests.helpers.job_clock import set_time, shift_clock_of_jobs
+from tests.helpers.sentry import SentryReceiver
 
 pytestmark = pytest.mark.real_server
 
@@ -760,3 +762,32 @@ async def test_jobs_that_were_never_started_are_drained(redis: Redis) -> None:
     """There is nothing to wait for."""
     runner = JobRunner([], redis, service="worker", providers={})
     assert await runner.drain(budget_seconds=1)
+
+
+async def test_a_job_that_failed_is_one_report_without_its_secrets(redis: Redis) -> None:
+    """Its attempts are not reported one by one; the report leads to the run's log lines by its request id."""
+    jobs, contexts = Jobs(), list[str]()
+
+    @jobs.every(hours=1, retry=AT_ONCE)
+    async def tick(context: RequestContext) -> None:
+        contexts.append(context.request_id)
+        raise OSError("no answer to Authorization: Bearer c4n4ry-Zq8vXw2LmN5t")
+
+    with SentryReceiver() as sentry:
+        settings = ServiceSettings(
+            service_name="worker", environment="test", sentry_dsn=SecretUrl(sentry.dsn)
+        )
+        reports = configure_error_reports(settings)
+        try:
+            async with jobs.running(redis, service="worker"):
+                await until_seen(redis)
+                await set_time(redis, ELEVEN)
+                assert (await until_ended(redis, ELEVEN)).outcome == "failed"
+        finally:
+            await reports.aclose(timeout_seconds=60)
+        [event] = sentry.received()
+    assert len(contexts) == 3
+    assert event["tags"]["request_id"] == contexts[-1]
+    [error] = event["exception"]["values"]
+    assert (error["type"], error["value"]) == ("OSError", "no answer to Authorization: **********")
+    assert b"c4n4ry" not in b"".join(sentry.everything)

@@ -1,14 +1,17 @@
 """What an application opens for itself and provides to its handlers."""
 
+import sys
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
+from importlib.machinery import ModuleSpec
 from typing import Any, NewType
 
 import pytest
 
-from hybridkit.adapters._running import open_application
+from hybridkit.adapters._running import _watchdog, open_application
 from hybridkit.errors import DeclarationError
 from hybridkit.lifespan import ServiceResources
+from hybridkit.settings import ServiceSettings
 
 City = NewType("City", str)
 
@@ -34,3 +37,21 @@ async def test_whatever_an_annotation_can_be_is_a_key() -> None:
     """Classes, generic aliases and new types are accepted."""
     yielded = {dict: {}, list[int]: [1], City: "Tbilisi"}
     assert dict(await provided(yielded)) == yielded
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "armed"),
+    [
+        ("/usr/bin/uvicorn", "__main__", True),
+        ("/venv/lib/uvicorn/__main__.py", "uvicorn.__main__", True),
+        ("/usr/bin/gunicorn", "__main__", True),
+        ("/usr/bin/pytest", "pytest.__main__", False),
+    ],
+)
+def test_calls_into_c_are_watched_where_a_server_runs_the_process(
+    monkeypatch: pytest.MonkeyPatch, command: str, module: str, *, armed: bool
+) -> None:
+    """In a test the one timer of the process is pytest's."""
+    monkeypatch.setattr(sys, "argv", [command])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec(module, None))
+    assert _watchdog(ServiceSettings(service_name="api"))._watches_c_calls is armed

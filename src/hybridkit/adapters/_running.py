@@ -17,6 +17,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from contextvars import ContextVar
 from enum import Enum, auto
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NewType, Self, cast, get_origin
 
 from hybridkit.clients import ClientPolicy, MongoDataClient, PostgresDataClient
@@ -81,6 +82,7 @@ YOUNG_OBJECTS: Final = 10_000
 A few updates or messages that run together have more than Python's own 700.
 """
 
+_SERVERS: Final = frozenset({"uvicorn", "gunicorn"})
 _owns_process: Final = ContextVar("hybridkit_owns_process", default=False)
 """Whether `run_process` runs this, so that what a process has once (faulthandler's timer) may be taken."""
 
@@ -222,8 +224,14 @@ def _watchdog(settings: ServiceSettings) -> Watchdog:
     return Watchdog(
         stall_seconds=settings.loop_stall_seconds,
         dead_seconds=settings.loop_dead_seconds,
-        watches_c_calls=_owns_process.get(),
+        watches_c_calls=_owns_process.get() or _is_run_by_server(),
     )
+
+
+def _is_run_by_server() -> bool:
+    """Return whether the command of uvicorn or Gunicorn runs the process, which then has no other use for the timer."""
+    module = getattr(getattr(sys.modules.get("__main__"), "__spec__", None), "name", "")
+    return Path(sys.argv[0]).name in _SERVERS or module.partition(".")[0] in _SERVERS
 
 
 def _dependencies(kind: Kind, settings: ServiceSettings) -> Generator[Dependency[Any]]:
