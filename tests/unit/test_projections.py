@@ -8,11 +8,13 @@ from uuid import UUID
 import pytest
 from pydantic import BaseModel
 
+from hybridkit.adapters.worker import _start_projections
 from hybridkit.clients import PostgresDataClient
 from hybridkit.clients._projections._follower import Follower, Pauses
 from hybridkit.clients._projections._runner import ProjectionRunner
 from hybridkit.errors import DeclarationError, UnavailableError
 from hybridkit.events import Event
+from hybridkit.lifespan import ServiceResources
 from hybridkit.resources import Record, Resource
 from hybridkit.streams import PROJECTIONS, Changes, LogPage, Projection, RecordedEvent, Stream
 from hybridkit.streams._positions import retried, skipped
@@ -362,3 +364,22 @@ async def test_two_projections_of_one_name_are_refused(client: PostgresDataClien
         ProjectionRunner([projection(), projection()], client, read=lambda _: log.read)
     with pytest.raises(DeclarationError, match="without a handler"):
         ProjectionRunner([Projection("empty", source=ACCOUNTS)], client, read=lambda _: log.read)
+
+
+async def test_a_worker_runs_projections_and_tells_how_they_are(client: PostgresDataClient) -> None:
+    """A worker's projections are part of its readiness, and end with it; without a data service they can't run."""
+    await client.append(ACCOUNTS, ACCOUNT, Deposited(account_id=ACCOUNT, amount=4))
+    async with ServiceResources() as resources:
+        with pytest.raises(DeclarationError, match="set POSTGRES_SERVICE_URL"):
+            await _start_projections(resources, [projection()])
+        resources.provide(PostgresDataClient, client)
+        await _start_projections(resources, [projection()])
+
+        async def has_counted() -> bool:
+            found = await client.get_or_none(BALANCES, ACCOUNT)
+            return found is not None and found.balance == 4
+
+        await until(has_counted)
+        resources.health.started()
+        report = (await resources.health.readiness()).to_dict()
+        assert "projection.balances.1" in str(report)
