@@ -51,7 +51,7 @@ from hybridkit.dataservice._http._openapi._parts import (
     query_options,
     query_schema,
 )
-from hybridkit.dataservice._http._openapi._streams import STREAM_SCHEMAS
+from hybridkit.dataservice._http._openapi._streams import STREAM_SCHEMAS, describe_stream
 from hybridkit.dataservice._http._requests import JSON_MEDIA_TYPE, MERGE_PATCH_MEDIA_TYPE
 from hybridkit.dataservice._http._streams._erasure_route import FORGET_PATH
 from hybridkit.dataservice._http._transact_route import TRANSACT_PATH
@@ -89,6 +89,8 @@ class ContractDocument:
         for resource_bodies in listed:
             own = [route for route in calls if route.call.resource == resource_bodies.resource]
             self._describe(resource_bodies, own)
+        for stream in streams:
+            self.paths |= describe_stream(stream, self._model(Append), self._model(AppendResult))
         self._describe_transactions(listed)
         self._describe_erasure()
         self._describe_audit([each for each in listed if each.resource.audited])
