@@ -84,6 +84,15 @@ CRITICAL = [
     "src/hybridkit/observability/_redaction.py",
     "src/hybridkit/observability/_watchdog.py",
     "src/hybridkit/retry.py",
+    "src/hybridkit/sagas/_commits.py",
+    "src/hybridkit/sagas/_decisions.py",
+    "src/hybridkit/sagas/_declaration.py",
+    "src/hybridkit/sagas/_drafts.py",
+    "src/hybridkit/sagas/_engine.py",
+    "src/hybridkit/sagas/_handlers.py",
+    "src/hybridkit/sagas/_messages.py",
+    "src/hybridkit/sagas/_records.py",
+    "src/hybridkit/sagas/_run.py",
     "src/hybridkit/security/*.py",
 ]
 

@@ -137,6 +137,7 @@ async def test_a_step_runs_once_although_its_handler_runs_again() -> None:
     calls, seen = Calls(), list[Decimal]()
 
     async def go(saga: Run[Data], calls: Calls) -> None:
+        assert saga.state == "one"
         seen.append(await saga.once("pay", calls.pay, saga.key_for("pay")))
         calls.fail_once()
         saga.data.paid = seen[-1]

@@ -143,13 +143,11 @@ class Draft:
             self.add_undo(sending.undo, sending.undone_by)
 
     def add_undo(self, command: Command, undone_by: str | None, *, step: str | None = None) -> None:
-        """Put a command at the end of the undo list, unless that step of `once` has put it there already.
+        """Put a command at the end of the undo list, for a step of `once` if it is one.
 
         Raises:
             MisuseError: the list gets too long.
         """
-        if step is not None and any(undo.step == step for undo in self.row.undo):
-            return
         if len(self.row.undo) == MAX_UNDOS:
             raise MisuseError(
                 f"{self.row.saga}: the undo list has {MAX_UNDOS} entries; let children be sagas of their own"
