@@ -29,6 +29,7 @@ type Capability = Literal[
 * `slow_call`: the service serves `SLOW`, a call that keeps the database busy.
 * `query_method`: the web server accepts the method QUERY.
 * `pipelines`: the database is MongoDB.
+* `audit`: the changes of things and places are kept in an audit trail.
 * `streams`: the service keeps the streams `COUNTERS`.
 """
 
