@@ -234,7 +234,8 @@ async def test_what_json_lacks_survives(client: PostgresDataClient, database: Da
     made = await client.create(ODDITIES, NewOddity(name="a"))
     await database.execute(
         """UPDATE "odd things" SET amount = 'NaN', weight = 'Infinity', light = 1e-20, at = 'infinity',
-            notes = '{"n": 1e400, "d": 0.1234567890123456789}', sums = ARRAY['NaN', '1.50']::numeric[],
+            notes = '{"n": 1e400, "d": 0.1234567890123456789}' || jsonb_build_object('h', 10::numeric ^ 400 + 0.5),
+            sums = ARRAY['NaN', '1.50']::numeric[],
             wait = '1 year 2 months', day = '0044-03-15 BC'"""
     )
     changed = await client.get(ODDITIES, made.id)

@@ -19,7 +19,7 @@ from hybridkit.resources._resource import AnyResource
 from hybridkit.testing.conformance._resources import THINGS
 
 type Capability = Literal[
-    "transactions", "foreign_keys", "events", "slow_call", "query_method", "pipelines", "streams"
+    "transactions", "foreign_keys", "events", "slow_call", "query_method", "pipelines", "streams", "audit"
 ]
 """A capability that not every data service has.
 

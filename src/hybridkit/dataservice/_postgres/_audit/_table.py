@@ -71,24 +71,23 @@ class AuditTable(ResourceTable):
 
     def view(self, fields: Sequence[str] = ()) -> View:
         """Return the columns to read for some fields of an entry, or for all of them."""
-        return _EntryView(self, fields)
+        return _EntryView(self, fields) if not fields or "changes" in fields else super().view(fields)
 
 
 class _EntryView(View):
-    """Some fields of an entry; its changes are read by the table of its resource."""
+    """An entry, or some fields with its changes, which are read by the table of its resource."""
 
     def __init__(self, table: AuditTable, fields: Sequence[str]) -> None:
-        self._adds_resource = "changes" in fields and "resource" not in fields
+        self._adds_resource = bool(fields) and "resource" not in fields
         super().__init__(table, (*fields, "resource") if self._adds_resource else fields)
         self._tables = table.tables
 
     def document(self, row: Row[*tuple[Any, ...]]) -> Document:
         """Return the fields in a row that begins with the columns, with the changes as records show them."""
         found = dict(super().document(row))
-        if "changes" in found:
-            table = self._tables.get(found["resource"])
-            written: str = found["changes"]
-            found["changes"] = raw_changes(written) if table is None else read_changes(table, written)
+        table = self._tables.get(found["resource"])
+        written: str = found["changes"]
+        found["changes"] = raw_changes(written) if table is None else read_changes(table, written)
         if self._adds_resource:
             del found["resource"]
         return found
