@@ -17,6 +17,7 @@ from hybridkit.clients import AsgiTransport, MongoDataClient, PostgresDataClient
 from hybridkit.coordination import connect_redis
 from hybridkit.dataservice import RecordColumns, create_data_service, saga_collections, saga_tables
 from hybridkit.dataservice._postgres._schema import migrating_connection
+from hybridkit.errors import RejectedError
 from hybridkit.events import Event
 from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.ids import new_id
@@ -31,6 +32,8 @@ from tests.helpers.order_saga import (
     Charged,
     OrderCancelled,
     OrderPlaced,
+    ReleaseStock,
+    ReserveStock,
     Shipped,
     StockReleased,
     StockReserved,
@@ -175,6 +178,37 @@ async def test_an_order_goes_to_each_of_its_ends(
         for key in (refused, failed, cancelled):
             assert (await stack.client.get(RESERVATIONS, key)).status == "released"
             assert (await stack.client.get(PAYMENTS, key)).status == "refunded"
+
+
+async def test_a_command_that_is_given_up_fails_its_saga_at_once(
+    postgres_url: str, rabbitmq_url: str, redis_url: str
+) -> None:
+    """Its consumer tells the saga before it makes a dead letter of it; nobody waits for the timeout."""
+    place_order = order_saga("saga_test.dead_command")
+    stock = RobustConsumer("saga_test.stock")
+
+    @stock.on(ReserveStock)
+    async def reserve(command: ReserveStock) -> None:
+        raise RejectedError("there is no such article")
+
+    @stock.on(ReleaseStock)
+    async def release(command: ReleaseStock) -> None:
+        raise RejectedError("there is no such article either")
+
+    async with running(postgres_url, rabbitmq_url, redis_url, [place_order.consumer, stock]) as stack:
+        order_id = new_id()
+        await stack.begin(OrderPlaced(order_id=order_id, total=Decimal(50)))
+        await stack.reaches(place_order, order_id, "undoing")
+
+        async def needs_a_person() -> bool:
+            row = await stack.row(place_order, order_id)
+            return row is not None and row.error is not None
+
+        await until(needs_a_person)
+        row = await stack.reaches(place_order, order_id, "undoing")
+        assert row.reason == "failed command: command.reserve_stock (permanent)"
+        assert row.error == "undo 1 (command.release_stock) failed: permanent"
+        assert [entry.event_type for entry in row.history[1:]] == ["command.failed"] * 2
 
 
 async def test_a_lost_timer_is_sent_again(postgres_url: str, rabbitmq_url: str, redis_url: str) -> None:

@@ -8,6 +8,7 @@ from uuid import UUID
 import pytest
 
 from hybridkit.ids import new_id
+from hybridkit.observability import root_span
 from hybridkit.testing import SagaBench
 from tests.helpers.order_saga import (
     ApprovalAsked,
@@ -29,6 +30,7 @@ from tests.helpers.order_saga import (
     StockReserved,
     order_saga,
 )
+from tests.helpers.spans import attributes_of, recording
 
 PLACE_ORDER = order_saga()
 
@@ -200,3 +202,22 @@ async def test_the_row_knows_its_timer_and_deadline() -> None:
         row = bench.saga(order_id)
         assert row.wake_at == bench.now + timedelta(minutes=15)
         assert row.deadline_at == bench.now + timedelta(days=7)
+
+
+async def test_a_move_is_told_in_the_span_of_its_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the saga, its key and its states, and a link to the trace in which the saga began."""
+    with recording(monkeypatch) as exporter:
+        async with SagaBench(PLACE_ORDER) as bench:
+            with root_span("start", kind="consumer"):
+                order_id = await placed(bench)
+            with root_span("reply", kind="consumer"):
+                await bench.answer(ReserveStock, lambda command: StockReserved(order_id=command.order_id))
+    first, second = [span for span in exporter.get_finished_spans() if span.name in {"start", "reply"}]
+    assert attributes_of(second) == {
+        "hybridkit.saga.name": PLACE_ORDER.name,
+        "hybridkit.saga.key": str(order_id),
+        "hybridkit.saga.from": "stock",
+        "hybridkit.saga.to": "payment",
+    }
+    assert first.context is not None
+    assert [link.context.trace_id for link in second.links] == [first.context.trace_id]

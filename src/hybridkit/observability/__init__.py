@@ -28,6 +28,7 @@ from hybridkit.observability._trace_context import remote_trace
 from hybridkit.observability._tracing import (
     Tracing,
     configure_tracing,
+    describe_span,
     fail_span,
     in_trace,
     is_tracing,
@@ -46,6 +47,7 @@ __all__ = [
     "configure_error_reports",
     "configure_logging",
     "configure_tracing",
+    "describe_span",
     "exemplar",
     "fail_span",
     "flush_logs",

@@ -165,6 +165,22 @@ def fail_span(error: BaseException) -> None:
     _note_error(trace.get_current_span(), error)
 
 
+def describe_span(
+    attributes: Mapping[str, AttributeValue], *, linked: Mapping[str, str] | None = None
+) -> None:
+    """Add to the current span, if one is recorded.
+
+    Args:
+        attributes: the attributes to set.
+        linked: headers with the `traceparent` of another trace to link to; None for no link.
+    """
+    current = trace.get_current_span()
+    if current.is_recording():
+        current.set_attributes(attributes)
+        for link in _links(linked or {}):
+            current.add_link(link.context)
+
+
 def _note_error(span: Span, error: BaseException) -> None:
     if not span.is_recording():
         return

@@ -28,7 +28,7 @@ from hybridkit.errors import (
 from hybridkit.events import EventEnvelope, Message, ReplyTo
 from hybridkit.idempotency import claim_key
 from hybridkit.ids import derived_key
-from hybridkit.observability import get_logger, metrics, trace_headers
+from hybridkit.observability import describe_span, get_logger, metrics, trace_headers
 from hybridkit.retry import GiveUp
 from hybridkit.sagas._commits import DataClient, RowTransaction, StoredRow
 from hybridkit.sagas._decisions import (
@@ -320,6 +320,15 @@ class Delivery:
     def _moved(self, before: NewSaga, after: NewSaga) -> None:
         name, to = self._saga.name, after.history[-1].to_state
         self._count("advanced")
+        describe_span(
+            {
+                "hybridkit.saga.name": name,
+                "hybridkit.saga.key": after.key,
+                "hybridkit.saga.from": after.history[-1].from_state,
+                "hybridkit.saga.to": to,
+            },
+            linked=None if after.traceparent is None else {"traceparent": after.traceparent},
+        )
         metrics.saga_transitions.labels(name, after.history[-1].from_state, to).inc()
         if after.ended_at is not None and not before.status.has_ended:
             metrics.saga_ended.labels(name, after.status.value).inc()
