@@ -89,7 +89,7 @@ class OrderData(BaseModel):
     total: int = 0
 
 
-class Refund(Command, queue="people_test.payments"):
+class Refund(Command, queue="people_test.payments", type="command.people_test_refund"):
     user_id: UUID
     account: Annotated[str | None, Personal("user_id")] = None
 
