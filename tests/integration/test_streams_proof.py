@@ -2,7 +2,10 @@
 
 import pytest
 
+from hybridkit.dataservice._postgres._driver._connection import connect
+from hybridkit.errors import UnavailableError
 from tests.proofs.streams import (
+    application,
     make_tables,
     prove_crash_points,
     prove_deciders,
@@ -40,3 +43,23 @@ async def test_a_worker_that_is_stopped_anywhere_has_each_effect_once(url: str) 
 async def test_a_restored_log_goes_on(url: str) -> None:
     """After the numbers of transactions have begun anew, a reader goes on where it was and misses nothing."""
     assert list(await prove_restore(url)) == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+async def test_a_service_that_runs_while_its_database_is_restored_is_not_ready(url: str) -> None:
+    """It says what to do, and does it by itself at its next start."""
+    app = application(url)
+    async with app.router.lifespan_context(app):
+        store = app.state.store
+        await store.check()
+        connection = await connect(url, timeout_seconds=10, command_seconds=60)
+        await connection.execute(
+            "INSERT INTO account_events (stream_id, version, xid, event_id, event_type, event_version, data,"
+            " occurred_at, caller, request_id) VALUES ('a', 1, 1000000000, gen_random_uuid(), 'account.deposited', 1,"
+            " '{}', now(), 'test', 'r')"
+        )
+        await connection.close()
+        with pytest.raises(UnavailableError, match="hybridkit streams rebase"):
+            await store.check()
+    again = application(url)
+    async with again.router.lifespan_context(again):
+        await again.state.store.check()
