@@ -11,7 +11,7 @@ Each message has names of its own in a document, so that a new one changes nothi
 
 import json
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from pydantic.errors import PydanticUserError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, JsonSchemaWarningKind
@@ -40,6 +40,8 @@ _DESCRIPTIONS: Final = {
     "user_id": "On whose behalf. Always written; read as null where it is absent.",
     "version": "The version of `data`; 1 where it is absent.",
     "causation_id": "The id of the event that this one answers.",
+    "reply_to": "The saga that sent this command, and wants to know if it becomes a dead letter.",
+    "stream_version": "The version of its stream that this event made.",
 }
 
 
@@ -132,7 +134,8 @@ def _envelope(message: type[Message], registry: EventRegistry, data: str) -> Sch
     """Make the envelope's own schema, with what its type and version settle."""
     general = EventEnvelope[Message].model_json_schema(schema_generator=_Generator)
     properties: dict[str, Schema] = {
-        name: {**schema, **_described(name)} for name, schema in general["properties"].items()
+        name: {**_inlined(schema, general["$defs"]), **_described(name)}
+        for name, schema in general["properties"].items()
     }
     version = message.message_version
     properties["event_type"] = {"const": message.message_type}
@@ -149,6 +152,20 @@ def _envelope(message: type[Message], registry: EventRegistry, data: str) -> Sch
         "required": sorted(required),
         MARK: _mark(message, registry),
     }
+
+
+def _inlined(schema: Any, definitions: Schema) -> Any:
+    """Put the parts of the envelope in the place of references to them."""
+    match schema:
+        case {"$ref": str(reference)}:
+            return _inlined(definitions[reference.rpartition("/")[2]], definitions)
+        case dict():
+            members = cast("Schema", schema).items()
+            return {name: _inlined(member, definitions) for name, member in members}
+        case list():
+            return [_inlined(member, definitions) for member in cast("list[Any]", schema)]
+        case _:
+            return schema
 
 
 def _described(name: str) -> Schema:
