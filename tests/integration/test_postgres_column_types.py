@@ -34,7 +34,7 @@ from hybridkit.clients import PostgresDataClient
 from hybridkit.codec import Timestamp
 from hybridkit.dataservice import RecordColumns, create_data_service
 from hybridkit.dataservice._postgres._schema import migrating_connection
-from hybridkit.errors import StaleVersionError
+from hybridkit.errors import RequirementNotMetError
 from hybridkit.ids import new_id
 from hybridkit.resources import Record, Resource
 from hybridkit.settings import PostgresUrl, SecretUrl, ServiceSettings
@@ -234,7 +234,7 @@ async def test_filters_look_into_lists_of_every_type(postgres_url: str) -> None:
         for where in (SHELVES["hidden"].contains([]), ~SHELVES["hidden"].overlaps(["a"])):
             assert [each async for each in client.find(SHELVES).where(where)] == []
         await change_if_tagged(client, shelf, "a", NewShelf(tags=["q"]))
-        with pytest.raises(StaleVersionError):
+        with pytest.raises(RequirementNotMetError):
             await change_if_tagged(client, shelf, "a", NewShelf())
 
 
