@@ -28,13 +28,14 @@ class SentryReceiver:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 if self.headers["content-encoding"] == "gzip":
                     body = gzip.decompress(body)
-                self.send_response(receiver.status)
-                self.send_header("content-length", "0")
-                self.end_headers()
                 receiver.everything += [str(self.headers).encode(), self.path.encode(), body]
                 if receiver.status == 200:
                     for event in events_in(body):
                         receiver.events.put(event)
+                # Last: whoever waits for the answer finds the event here.
+                self.send_response(receiver.status)
+                self.send_header("content-length", "0")
+                self.end_headers()
 
             def log_message(self, format: str, *args: object) -> None:  # its signature
                 pass
