@@ -1,5 +1,6 @@
 """Declarations of events and commands: what they say on the wire, and what contradicts itself."""
 
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -156,6 +157,30 @@ def test_upcasters_lead_as_far_as_they_go() -> None:
     assert message is BookLent
     assert len(steps) == 2
     assert own.resolve("book.lent", 3) == (BookLent, ())
+
+
+def test_a_class_registers_its_upcasters_and_leaves_them_functions() -> None:
+    """The registry has them under the class's type, and a module may go on calling them."""
+
+    class BookRebound(Event, type="book.rebound", version=3):
+        colour: str
+
+    @BookRebound.upcast(from_version=1)
+    def name_the_colour(data: dict[str, Any]) -> dict[str, Any]:
+        return {"colour": data["color"]}
+
+    @BookRebound.upcast(from_version=2)
+    def lower_the_colour(data: dict[str, Any]) -> dict[str, Any]:
+        return {"colour": data["colour"].lower()}
+
+    assert registry.resolve("book.rebound", 1) == (BookRebound, (name_the_colour, lower_the_colour))
+    assert registry.resolve("book.rebound", 2) == (BookRebound, (lower_the_colour,))
+    assert name_the_colour({"color": "Red"}) == {"colour": "Red"}
+    with pytest.raises(DeclarationError, match="has an upcaster from version 2 already"):
+        BookRebound.upcast(from_version=2)(lower_the_colour)
+    for version in (0, 3, 4):
+        with pytest.raises(DeclarationError, match=f"an upcaster from {version} has no use"):
+            BookRebound.upcast(from_version=version)
 
 
 def test_an_unknown_type_or_version_says_what_is_known() -> None:

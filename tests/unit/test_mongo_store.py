@@ -15,7 +15,8 @@ from hybridkit.dataservice._mongo._outbox import MongoOutbox, _insert
 from hybridkit.dataservice._mongo._store import MongoStore
 from hybridkit.dataservice._mongo._transaction_writer import TransactionWriter
 from hybridkit.dataservice._mongo._writer import MongoWriter
-from hybridkit.errors import InProgressError
+from hybridkit.dataservice._store._erasure import StreamStep
+from hybridkit.errors import InProgressError, NotSupportedError
 
 UNAUTHORIZED = 13
 
@@ -61,6 +62,13 @@ async def test_a_secret_that_may_not_be_stored_is_an_error(database: Any, capabi
     store = MongoStore(database, {}, capabilities=capabilities, outbox=MongoOutbox(database, ()))
     with pytest.raises(OperationFailure):
         await store.signing_key()
+
+
+async def test_a_person_is_not_forgotten_in_streams(database: Any, capabilities: Capabilities) -> None:
+    """MongoDB keeps none, so nobody is told that events were erased there."""
+    store = MongoStore(database, {}, capabilities=capabilities, outbox=MongoOutbox(database, ()))
+    with pytest.raises(NotSupportedError, match="MongoDB keeps no streams"):
+        await store.erase(StreamStep(cast("Any", None), {}), "ada", after="", dry_run=False)
 
 
 async def test_a_document_of_the_outbox_that_may_not_be_inserted_is_an_error(database: Any) -> None:

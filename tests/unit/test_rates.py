@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
 
 from hybridkit.coordination import Rate
 from hybridkit.coordination import _local_limiter as local_module
@@ -30,6 +31,19 @@ PERIODS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 def test_a_rate_is_read_from_text(text: str, rate: Rate) -> None:
     """Periods have a short and a long name; the burst is the period's count unless it is said."""
     assert Rate.parse(text) == rate
+
+
+def test_a_field_of_a_model_is_read_from_text_and_written_as_such() -> None:
+    """As settings are; what is no rate is refused with the form of one, and no program's error comes of it."""
+
+    class Limits(BaseModel):
+        uploads: Rate
+
+    read = Limits.model_validate({"uploads": "5/s;burst=20"})
+    assert read.uploads == Rate(5, "second", 20)
+    assert read.model_dump_json() == '{"uploads":"5/second;burst=20"}'
+    with pytest.raises(ValidationError, match="a rate is a number per s, m, h or d"):
+        Limits.model_validate({"uploads": "5/week"})
 
 
 def test_the_burst_may_be_given_beside_the_text() -> None:

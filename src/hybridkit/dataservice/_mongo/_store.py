@@ -30,7 +30,7 @@ from hybridkit.dataservice._mongo._replacements import GONE
 from hybridkit.dataservice._mongo._transaction_writer import ORDERING_KEYS_COLLECTION
 from hybridkit.dataservice._mongo._writer import MongoWriter
 from hybridkit.dataservice._store._audit import AUDIT_DAYS
-from hybridkit.dataservice._store._erasure import Erased, ErasureStep, RecordStep, SagaStep, StreamStep
+from hybridkit.dataservice._store._erasure import Erased, ErasureStep, RecordStep, SagaStep
 from hybridkit.dataservice._store._keys import DERIVED_RETENTION
 from hybridkit.dataservice._store._operations import Outcome, Write
 from hybridkit.dataservice._store._protocol import EncodedPage, ExportChunk
@@ -105,7 +105,7 @@ class MongoStore(MongoReader):
                     return await erase_sagas(
                         documents, collection, step, person, after=after, dry_run=dry_run
                     )
-                case StreamStep():
+                case _:  # of a stream
                     raise NotSupportedError("MongoDB keeps no streams")
 
     async def close(self) -> None:
