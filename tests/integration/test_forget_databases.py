@@ -26,6 +26,7 @@ from hybridkit.ids import new_id
 from hybridkit.resources import AUDIT, Record, Resource
 from hybridkit.sagas import SAGAS
 from hybridkit.settings import MongoSettings, PostgresUrl, SecretUrl, ServiceSettings
+from tests.helpers.horizons import until_readable
 from tests.helpers.people import CANARY, ORDERS, OTHER, PEOPLE, SAGA_DATA, USERS, write_everywhere
 
 pytestmark = pytest.mark.real_server
@@ -118,6 +119,7 @@ async def test_nothing_of_a_person_is_left_in_postgres(postgres_url: str) -> Non
     async with on_postgres(postgres_url) as client:
         await write_everywhere(client, PERSON, CANARY)
         await write_everywhere(client, SOMEBODY, OTHER)
+        await until_readable(postgres_url, "person_events")
         events = (await client.log(PEOPLE)).events
         before = [(each.stream_id, each.version, each.position) for each in events]
         others = (await exported(client) + str(events)).count(OTHER)
@@ -196,4 +198,7 @@ async def test_people_are_forgotten_while_their_sagas_move(postgres_url: str) ->
         for person in people:
             await write_everywhere(client, person, CANARY)
         await asyncio.gather(*(client.forget("user_id", person) for person in people * 2))
-        assert CANARY not in await exported(client) + str(await client.log(PEOPLE))
+        await until_readable(postgres_url, "person_events")
+        events = (await client.log(PEOPLE)).events
+        assert {str(person) for person in people} <= {each.stream_id for each in events}
+        assert CANARY not in await exported(client) + str(events)

@@ -30,6 +30,7 @@ from hybridkit.dev import LocalServers
 from hybridkit.dev._servers._probes import free_port
 from hybridkit.errors import HybridkitError
 from tests.helpers import until
+from tests.helpers.horizons import until_readable
 from tests.proofs._projector import ACCOUNTS, BALANCES, BALANCES_V2, Balances, Base, Moved
 
 IDS = [UUID(int=number) for number in range(1, 151)]
@@ -127,6 +128,7 @@ async def prove(
         await writing
         say(f"{outcome.faults.total()} faults; waiting for the projectors")
         await until(partial(_is_ready, client), seconds=120)
+        await until_readable(url, "account_events")
         log = await _log(client)
         outcome.events = sum(count for _, count in log.values())
         for resource in (BALANCES, BALANCES_V2):

@@ -38,6 +38,7 @@ from hybridkit.events import Event
 from hybridkit.ids import new_id
 from hybridkit.settings import PostgresUrl, SecretUrl, ServiceSettings
 from tests.helpers.accounts import ACCOUNTS, Account, Deposited, NotEnoughError, Withdrawn
+from tests.helpers.horizons import until_readable
 
 PATIENT = ClientPolicy(write_timeout_seconds=60.0, read_timeout_seconds=60.0)
 PAGE = 1000
@@ -189,6 +190,7 @@ async def prove_late_commits(
             await asyncio.gather(
                 *(_write(postgres, accounts, events // writers, seed) for seed in range(writers))
             )
+            await until_readable(url, "account_events")
             done.set()
             found = [await task for task in reading]
             by_position = await naive
@@ -450,8 +452,10 @@ async def prove_restore(url: str) -> Sequence[int]:
     """Bring a log into the state of a restored one while a reader is in its middle, and return what it gets."""
     account = new_id()
     async with serving(url) as postgres:
+        await until_readable(url, "account_events")
         start = (await _end(postgres)) or None
         await postgres.append(ACCOUNTS, account, *(deposit(account) for _ in range(4)))
+        await until_readable(url, "account_events")
         page = await postgres.log(ACCOUNTS, after=start, page_size=2)
     connection: Any = await connect(url, timeout_seconds=10, command_seconds=60)
     try:
@@ -463,6 +467,7 @@ async def prove_restore(url: str) -> Sequence[int]:
     versions = [event.version for event in page.events]
     async with serving(url) as postgres:
         await postgres.append(ACCOUNTS, account, *(deposit(account) for _ in range(4)))
+        await until_readable(url, "account_events")
         while True:
             page = await postgres.log(ACCOUNTS, after=after, page_size=3)
             versions += [event.version for event in page.events]
