@@ -341,7 +341,7 @@ async def test_without_a_channel_nothing_is_sent(monkeypatch: pytest.MonkeyPatch
     """A publish without a channel waits until its deadline, and fails with `NotConnectedError`."""
     async with writing(monkeypatch) as (writer, broker):
         writer._ready(None)
-        answer = submit(writer, seconds=0.01)
+        answer = submit(writer, seconds=0.5)
         await until(answer.done)
         assert isinstance(error_of(answer), NotConnectedError)
         assert broker.published == 0

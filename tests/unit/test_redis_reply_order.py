@@ -39,7 +39,7 @@ async def test_every_reply_is_the_one_to_its_own_command(kind: str, monkeypatch:
             raise AttributeError("no attribute '_writer'")
 
         monkeypatch.setattr(_handshake, "OpenConnection", keep)
-    async with HarmedServer(seed=1).open() as server, connect_redis(server.url, timeout_seconds=0.1) as redis:
+    async with HarmedServer(seed=1).open() as server, connect_redis(server.url, timeout_seconds=1) as redis:
         walk = Walk(multiplexer_of(redis), server, seed=1)
         await walk.run(commands=COMMANDS)
         assert walk.shifted == []
