@@ -137,6 +137,21 @@ async def test_processes_run_until_they_are_stopped(command: Command, project: P
     assert [each for each in tree if each.is_alive()] == []
 
 
+async def test_a_second_signal_kills_what_still_runs(command: Command, project: Path) -> None:
+    """A process that does not listen to SIGTERM holds nobody up."""
+    deaf = service("api_service", words="deaf").replace(
+        "import os\n", "import os, signal\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n", 1
+    )
+    await command.until_lines(("api_service", "── is ready"))
+    (project / "api.py").write_text(deaf)
+    await command.until_lines(("api_service", "deaf api_service"), ("api_service", "── is ready"))
+    command.process.send_signal(signal.SIGINT)
+    await command.until_lines(("──", "stopping"))
+    command.process.send_signal(signal.SIGINT)
+    async with asyncio.timeout(30):  # half of what the process has to stop in order
+        assert await command.process.wait() == 0
+
+
 def test_a_check_ends_when_all_are_ready(project: Path) -> None:
     """With exit code 0; the logs stay where that is asked for."""
     result = hybridkit_dev("--check", "--logs", str(project / "logs"))

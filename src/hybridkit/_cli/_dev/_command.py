@@ -98,8 +98,8 @@ def _declared(modules: Sequence[str], *, port_offset: int) -> list[StackService]
     except DeclarationError as error:
         raise typer.BadParameter(str(error), param_hint=FILE_NAME) from None
     return [
-        _service(service.module or f"{name}.main", name, service.environment, port_offset=port_offset)
-        for name, service in manifest.services.items()
+        _service(module, name, manifest.services[name].environment, port_offset=port_offset)
+        for name, module in manifest.modules().items()
     ]
 
 

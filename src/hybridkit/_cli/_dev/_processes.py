@@ -79,7 +79,7 @@ class DevProcess:
 
     def kill(self) -> None:
         """Send SIGKILL to the process, which is started again as after any other end unless it is being stopped."""
-        if self.state is not State.STOPPED:
+        if self._has_begun:
             self._supervisor.send_signal(self.name, signal.SIGKILL)
 
     async def until(self, *states: State) -> None:
@@ -100,7 +100,7 @@ class DevProcess:
         self._keeper.cancel()
         await asyncio.wait([self._keeper])
         self._keeper = None
-        if self.name in self._supervisor.logs:  # it has been started
+        if self._has_begun:
             await self._supervisor.stop(self.name, timeout_seconds=STOP_SECONDS)
         self._is(State.STOPPED)
 
@@ -131,6 +131,10 @@ class DevProcess:
             return  # it has ended
         self._is(State.READY)
         self._tell(self.name, "is ready")
+
+    @property
+    def _has_begun(self) -> bool:
+        return self.name in self._supervisor.logs
 
     def _is(self, state: State) -> None:
         self.state = state

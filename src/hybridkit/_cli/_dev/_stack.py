@@ -69,11 +69,12 @@ class DevStack:
 
         def interrupt() -> None:
             nonlocal is_interrupted
-            if is_interrupted:
-                for process in self._processes.values():
-                    process.kill()
-            is_interrupted = True
-            task.cancel()
+            if not is_interrupted:
+                is_interrupted = True
+                task.cancel()
+                return
+            for process in self._processes.values():
+                process.kill()
 
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, interrupt)
